@@ -1,0 +1,1 @@
+"""Watches student against teacher and the inputs, keeps flags and reviews, moves rollouts."""

@@ -1,0 +1,417 @@
+"""The policy: which requests are a route, and how a route's requests are answered.
+
+Holds the shape of `policy.yaml` and of the monitor's `rollouts.yaml`, one line a key. Reading files, line numbers
+and the overlay are in `policy_file`; deciding is in `decide`. Knows no HTTP and no clock.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from router.prompt import template_fields
+from router.quantities import Seconds, Share
+
+Mode = Literal["teacher", "dark_launch", "canary", "hybrid", "student"]
+AnswerKind = Literal["label", "json", "tool_call", "text"]
+FlagFeedback = Literal["negative", "any", "off"]
+
+
+def _regex(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as why:
+        raise ValueError(f"not a regular expression: {why}") from why
+    return pattern
+
+
+def _template(template: str) -> str:
+    template_fields(template)
+    return template
+
+
+Regex = Annotated[str, AfterValidator(_regex)]
+Template = Annotated[str, AfterValidator(_template)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Timeout(Strict):
+    """How long to wait for a backend."""
+
+    connect: Seconds = 2.0
+    """Until the connection stands."""
+    first_token: Seconds = 20.0
+    """Until the first byte of the body."""
+    total: Seconds = 120.0
+    """Until the last byte."""
+
+
+class Retries(Strict):
+    """When a call is tried again, before the first byte only."""
+
+    attempts: int = Field(default=2, ge=1, le=10)
+    """Calls in all, the first one counted."""
+    on: tuple[Literal["connect", "timeout", "429", "5xx"], ...] = ("connect", "429", "5xx")
+    """What is worth another try."""
+    backoff: Seconds = 0.25
+    """Wait before the second try, doubled each time; `Retry-After` wins."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _codes_as_text(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("on"), list):
+            return {**data, "on": [str(item) for item in data["on"]]}  # YAML reads 429 as a number
+        return data
+
+
+class Breaker(Strict):
+    """When a sick backend is left alone."""
+
+    failures: int = Field(default=5, ge=1)
+    """Failures within the window that open the breaker."""
+    window: Seconds = 10.0
+    """The window."""
+    open_for: Seconds = 15.0
+    """Until one probe may try again."""
+
+
+class Price(Strict):
+    """What a backend costs, in US dollars."""
+
+    input: float = Field(default=0.0, ge=0)
+    """A million prompt tokens."""
+    output: float = Field(default=0.0, ge=0)
+    """A million completion tokens."""
+    per_hour: float = Field(default=0.0, ge=0)
+    """An hour of the node, whatever it answers."""
+
+
+class Backend(Strict):
+    """Something that answers chat requests over HTTP."""
+
+    kind: Literal["openai", "lorax"]
+    """`openai`: any OpenAI-style API, an adapter is its `model`. `lorax`: LoRAX's native dialect."""
+    base_url: str = Field(pattern=r"^https?://[^\s/]+(/\S*)?$")
+    """With `/v1` for `openai`, without for `lorax`."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key."""
+    timeout: Timeout = Timeout()
+    retries: Retries = Retries()
+    max_concurrency: int = Field(default=256, ge=1)
+    """Calls in flight; what comes above it counts as overload."""
+    breaker: Breaker = Breaker()
+    price: Price = Price()
+
+
+class Match(Strict):
+    """Which requests are this route's: all given keys must hold; none given matches everything."""
+
+    model: str | None = None
+    """The requested model, exactly."""
+    header: dict[str, str] = {}
+    """Header names (any case) and their exact values."""
+    metadata: dict[str, str] = {}
+    """Keys of the body's `metadata` and their exact values; `x-graduate-task` is `metadata.task`."""
+    caller: str | None = None
+    """Name of the caller's key."""
+    system_prompt: str | None = None
+    """Beginning of the system message, or `/regex/`."""
+
+    @model_validator(mode="after")
+    def _regex_compiles(self) -> "Match":
+        pattern = self.system_prompt
+        if pattern and len(pattern) > 2 and pattern.startswith("/") and pattern.endswith("/"):
+            _regex(pattern[1:-1])
+        return self
+
+
+class Teacher(Strict):
+    """Who answers by default and on fallback."""
+
+    backend: str
+    model: str | None = None
+    """Model to ask for; none given passes the caller's through."""
+
+
+class Student(Strict):
+    """The adapter that learns the route."""
+
+    backend: str
+    adapter: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name in the registry."""
+    version: int | Literal["latest"] = "latest"
+    """A published version; a rollout pins one."""
+    prompt: Template | None = None
+    """Shorter template for the student, as it was trained; none sends the chat as it is."""
+    max_input_chars: int | None = Field(default=None, ge=1)
+    """Characters of the input that the template keeps, as in training."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Tokens of an answer when the caller names no number."""
+
+
+class Compare(Strict):
+    """When student and teacher count as agreeing."""
+
+    fields: tuple[str, ...] = ()
+    """JSON: these top-level fields decide; none given compares the whole value."""
+    comparator: Literal["auto", "exact", "label", "json", "tool_call", "rouge_l"] = "auto"
+    """By the kind of answer unless named."""
+    threshold: Share = 0.7
+    """Text: score from which it counts as agreement."""
+
+
+class AnswerSpec(Strict):
+    """What a right answer looks like: drives comparison, guard and evaluation."""
+
+    kind: AnswerKind = "text"
+    labels: tuple[str, ...] = ()
+    """Label: the allowed words."""
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    """JSON: its JSON Schema."""
+    compare: Compare = Compare()
+
+
+class GuardRule(Strict):
+    """One check of a student's answer; a bare word in YAML is a rule without a value."""
+
+    rule: Literal[
+        "schema", "label", "not_empty", "not_truncated", "not_refusal", "no_pii",
+        "max_chars", "min_chars", "forbid", "require", "http",
+    ]  # fmt: skip
+    value: int | str | None = None
+
+
+_VALUED = {"max_chars": int, "min_chars": int, "forbid": str, "require": str, "http": str}
+
+
+def _guard_rule(data: Any) -> Any:
+    """`word` or `{word: value}` as a rule; anything else is left for pydantic to refuse."""
+    if isinstance(data, str):
+        name, value = data, None
+    elif isinstance(data, dict) and len(data) == 1 and "rule" not in data:
+        name, value = next(iter(data.items()))
+    else:
+        return data
+    wanted = _VALUED.get(name)
+    if wanted is None and value is not None:
+        raise ValueError(f"{name} takes no value")
+    if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+        raise ValueError(f"{name} needs {'a number' if wanted is int else 'a text'}: {{{name}: …}}")
+    if name in ("forbid", "require"):
+        _regex(value)
+    return {"rule": name, "value": value}
+
+
+class Guard(Strict):
+    """Checks on the student's answer before the caller sees it."""
+
+    rules: tuple[Annotated[GuardRule, BeforeValidator(_guard_rule)], ...] = ()
+    """In order; the first that fails decides."""
+    stream: Literal["buffer", "pass"] = "buffer"
+    """Hold a streamed answer until it is checked, or let it through and only record the verdict."""
+
+
+class Fallback(Strict):
+    """When the teacher answers instead of the student."""
+
+    on: tuple[Literal["error", "timeout", "overload", "guard"], ...] = (
+        "error", "timeout", "overload", "guard",
+    )  # fmt: skip
+    to: Literal["teacher", "error"] = "teacher"
+
+
+class DarkLaunch(Strict):
+    """Unseen copies of teacher-answered requests to the student."""
+
+    share: Share = 1.0
+    max_per_minute: int | None = Field(default=None, ge=1)
+    noise: Share = 0.0
+    """Share of shadowed requests that the teacher answers a second time: its own disagreement."""
+
+
+class Gates(Strict):
+    """Limits that a canary must be shown to keep."""
+
+    class Maximum(Strict):
+        max: Share
+
+    class Ratio(Strict):
+        max_ratio: float = Field(gt=0)
+
+    class Minimum(Strict):
+        min: Share
+
+    disagreement: Maximum | None = None
+    guard_failures: Maximum | None = None
+    errors: Maximum | None = None
+    latency_p95: Ratio | None = None
+    """Student's p95 over the teacher's."""
+    feedback: Minimum | None = None
+
+
+class Canary(Strict):
+    """The student answers a growing share of live traffic."""
+
+    steps: tuple[Share, ...] = Field(default=(0.01, 0.1, 0.5, 1.0), min_length=1)
+    sticky: str = Field(default="user", pattern=r"^(user|conversation|request|header:[A-Za-z0-9-]+)$")
+    """What keeps its arm."""
+    hold: Seconds = 3600.0
+    """At least this long on a step."""
+    audit: Share = 0.1
+    """Share of student-answered requests that the teacher answers too, unseen."""
+    gates: Gates = Gates()
+    confidence: Share = 0.95
+    min_reviews: int = Field(default=0, ge=0)
+    """Reviewed disagreements before the last step."""
+    on_breach: Literal["rollback", "hold"] = "rollback"
+
+    @model_validator(mode="after")
+    def _steps_grow(self) -> "Canary":
+        if any(a >= b for a, b in zip(self.steps, self.steps[1:], strict=False)):
+            raise ValueError("steps must grow")
+        return self
+
+
+class EasyIf(Strict):
+    """Requests that the student may try: all given keys must hold."""
+
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    """Estimated as characters / 4."""
+    max_chars: int | None = Field(default=None, ge=1)
+    languages: tuple[str, ...] = ()
+    """ISO 639-1 codes, by a word-and-script guess."""
+    not_matching: tuple[Regex, ...] = ()
+    no_tools: bool = False
+
+
+class Difficulty(Strict):
+    """A scored difficulty: above `max` the teacher answers."""
+
+    model: str
+    """Name of a difficulty model under the registry."""
+    max: Share
+
+
+class Cascade(Strict):
+    """The student answers first; below this confidence the teacher answers instead."""
+
+    min_confidence: Share
+
+
+class Hybrid(Strict):
+    """Easy requests to the student, the rest to the teacher."""
+
+    easy_if: EasyIf | None = None
+    difficulty: Difficulty | None = None
+    cascade: Cascade | None = None
+
+
+class Log(Strict):
+    """What the traffic log keeps of this route."""
+
+    share: Share = 1.0
+    text: bool = True
+    """Keep prompts and replies; otherwise only figures."""
+    redact: tuple[str, ...] = ()
+    """`email`, `phone`, `credit_card`, or a regular expression."""
+
+
+class Flags(Strict):
+    """What the monitor marks for review."""
+
+    disagreement: bool = True
+    guard: bool = True
+    low_confidence: Share | None = None
+    drift_outlier: bool = True
+    feedback: FlagFeedback = "negative"
+    audit: Share = 0.0
+    """Share of agreeing pairs marked all the same, as a sampled audit."""
+    per_hour: int = Field(default=50, ge=1)
+
+
+class DefaultRoute(Strict):
+    """What happens to requests that match no route."""
+
+    teacher: Teacher
+    mode: Literal["teacher"] = "teacher"
+    log: Log = Log()
+
+
+class Route(Strict):
+    """A class of requests and how it is answered."""
+
+    match: Match = Match()
+    teacher: Teacher
+    student: Student | None = None
+    mode: Mode = "teacher"
+    answer: AnswerSpec = AnswerSpec()
+    guard: Guard = Guard()
+    fallback: Fallback = Fallback()
+    dark_launch: DarkLaunch = DarkLaunch()
+    canary: Canary = Canary()
+    hybrid: Hybrid = Hybrid()
+    segments: dict[str, Match] = {}
+    """Named parts of the route, first match wins; gates hold in each."""
+    log: Log = Log()
+    flags: Flags = Flags()
+
+    @model_validator(mode="after")
+    def _student_where_needed(self) -> "Route":
+        if self.mode != "teacher" and self.student is None:
+            raise ValueError(f"mode {self.mode} needs a student")
+        if self.answer.kind == "label" and not self.answer.labels:
+            raise ValueError("answer of kind label needs labels")
+        return self
+
+
+class Keys(Strict):
+    """Where the hashed API keys are."""
+
+    file: str
+
+
+class Policy(Strict):
+    """The whole file."""
+
+    version: Literal[1]
+    backends: dict[str, Backend] = Field(min_length=1)
+    keys: Keys | None = None
+    routes: dict[str, Route] = {}
+    default: DefaultRoute
+
+    def backend_names(self) -> set[str]:
+        """Backends that some route names."""
+        named = {self.default.teacher.backend}
+        for route in self.routes.values():
+            named.add(route.teacher.backend)
+            if route.student:
+                named.add(route.student.backend)
+        return named
+
+
+class RouteRollout(Strict):
+    """How far one route's canary has come."""
+
+    state: Literal["canary", "held", "promoted", "rolled_back"] = "canary"
+    share: Share
+    """The student's share now; 0 when rolled back."""
+    step: int = Field(default=0, ge=0)
+    """Index into the route's steps."""
+    version: int | None = None
+    """The adapter version that this rollout is about."""
+    since: str | None = None
+    """UTC time of the last change, ISO 8601."""
+    evidence: str | None = None
+    """Why, in one line."""
+
+
+class Rollouts(Strict):
+    """The monitor's file, laid over the policy."""
+
+    version: Literal[1]
+    routes: dict[str, RouteRollout] = {}

@@ -1,0 +1,240 @@
+"""Policy files: YAML text to a checked `Policy`, with errors that name file, line, key path and what is allowed.
+
+Reads files and nothing else; what keys mean is in `policy`, when to read again is the app's business.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from router.errors import PolicyError, Problem
+from router.policy import Policy, Rollouts
+
+KeyPath = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans: `on`, `off`, `yes` and `no` stay words, and a key given twice is an error."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPolicy:
+    """A policy with its rollouts laid over it, and the digest that records carry."""
+
+    policy: Policy
+    rollouts: Rollouts
+    digest: str
+    source: str
+
+
+def _lines(node: yaml.Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
+    """Key paths of a composed document with the line, from 1, that each stands on."""
+    yield path, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            for below, line in _lines(value, (*path, key.value)):
+                yield below, key.start_mark.line + 1 if len(below) == len(path) + 1 else line
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _lines(value, (*path, index))
+
+
+def _duplicate_keys(node: yaml.Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield (*path, key.value), key.start_mark.line + 1
+            seen.add(key.value)
+            yield from _duplicate_keys(value, (*path, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _duplicate_keys(value, (*path, index))
+
+
+def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """Keys that are allowed beside the last element of `path`, [] when the place takes any."""
+    at: Any = model
+    for part in path[:-1]:
+        if isinstance(at, type) and issubclass(at, BaseModel):
+            by_key = {f.alias or name: f for name, f in at.model_fields.items()}
+            at = by_key[str(part)].annotation if str(part) in by_key else None
+        else:
+            at = (typing.get_args(at) or (None,))[-1]
+        inner = [a for a in typing.get_args(at) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if typing.get_origin(at) is not dict and inner:
+            at = inner[0]
+    if isinstance(at, type) and issubclass(at, BaseModel):
+        return sorted(f.alias or name for name, f in at.model_fields.items())
+    return []
+
+
+def _allowed(error: ErrorDetails, model: type[BaseModel], path: KeyPath) -> str:
+    if error["type"] == "extra_forbidden":
+        names = _fields_at(model, path)
+        near = difflib.get_close_matches(str(path[-1]), names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown key; {hint}allowed: {', '.join(names)}"
+    if error["type"] == "missing":
+        return "missing key"
+    message = error["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
+def _problems(
+    failure: ValidationError, model: type[BaseModel], lines: dict[KeyPath, int], data: Any
+) -> Iterator[Problem]:
+    for error in failure.errors(include_url=False, include_context=False):
+        path: KeyPath = tuple(error["loc"])
+        at: Any = data
+        shown: list[str | int] = []
+        for part in path:  # pydantic puts names of union members in `loc`: keep what the file has
+            if (isinstance(at, dict) and part in at) or (
+                isinstance(at, list) and isinstance(part, int) and part < len(at)
+            ):
+                at = at[part]
+                shown.append(part)
+        if error["type"] == "missing":
+            shown.append(path[-1])
+        line_path = tuple(shown)
+        while line_path and line_path not in lines:
+            line_path = line_path[:-1]
+        value = None if error["type"] in ("missing", "extra_forbidden") else error["input"]
+        yield Problem(
+            line=lines.get(line_path, 1),
+            key=".".join(str(p) for p in shown) or "(file)",
+            value=value,
+            allowed=_allowed(error, model, path),
+        )
+
+
+def _parse(
+    text: str, source: str, model: type[BaseModel]
+) -> tuple[Any, dict[KeyPath, int]]:
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as why:
+        mark = getattr(why, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise PolicyError(source, [Problem(line, "(file)", None, f"not YAML: {getattr(why, 'problem', why)}")]) from why
+    if node is None or not isinstance(data, dict):
+        raise PolicyError(source, [Problem(1, "(file)", None, "allowed: a mapping; the file is empty or a list")])
+    twice = [
+        Problem(line, ".".join(map(str, path)), None, "the key is given twice")
+        for path, line in _duplicate_keys(node)
+    ]
+    if twice:
+        raise PolicyError(source, twice)
+    lines = dict(_lines(node))
+    try:
+        return model.model_validate(data), lines
+    except ValidationError as why:
+        raise PolicyError(source, list(_problems(why, model, lines, data))) from why
+
+
+def _dangling(policy: Policy) -> Iterator[tuple[KeyPath, str, str]]:
+    """Names that point at nothing: key path, value, what is allowed."""
+    backends = sorted(policy.backends)
+    allowed = f"no such backend; allowed: {', '.join(backends)}"
+    if policy.default.teacher.backend not in policy.backends:
+        yield ("default", "teacher", "backend"), policy.default.teacher.backend, allowed
+    for name, route in policy.routes.items():
+        if route.teacher.backend not in policy.backends:
+            yield ("routes", name, "teacher", "backend"), route.teacher.backend, allowed
+        if route.student and route.student.backend not in policy.backends:
+            yield ("routes", name, "student", "backend"), route.student.backend, allowed
+
+
+def loads(text: str, source: str = "policy.yaml") -> Policy:
+    """The policy that `text` holds.
+
+    Raises:
+        PolicyError: with every problem found, each with its line, key path, value and what is allowed.
+    """
+    policy, lines = _parse(text, source, Policy)
+    problems = [
+        Problem(lines.get(path, 1), ".".join(map(str, path)), value, allowed)
+        for path, value, allowed in _dangling(policy)
+    ]
+    if problems:
+        raise PolicyError(source, problems)
+    assert isinstance(policy, Policy)
+    return policy
+
+
+def loads_rollouts(text: str, policy: Policy, source: str = "rollouts.yaml") -> Rollouts:
+    """The monitor's rollouts that `text` holds, every route of them known to `policy`.
+
+    A route that the policy has dropped is ignored, not refused: people may remove a route while the
+    monitor still writes its state.
+
+    Raises:
+        PolicyError: as `loads`.
+    """
+    if not text.strip():
+        return Rollouts(version=1)
+    rollouts, _ = _parse(text, source, Rollouts)
+    assert isinstance(rollouts, Rollouts)
+    known = {name: state for name, state in rollouts.routes.items() if name in policy.routes}
+    return Rollouts(version=1, routes=known)
+
+
+def digest_of(policy: Policy, rollouts: Rollouts) -> str:
+    """First 16 hex digits of the SHA-256 of both files' meaning; comments and order do not count."""
+    body = [policy.model_dump(mode="json", by_alias=True), rollouts.model_dump(mode="json")]
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def load(path: Path, rollouts_path: Path | None = None) -> LoadedPolicy:
+    """Both files, read and checked together.
+
+    Raises:
+        PolicyError: a file cannot be read, or does not hold.
+    """
+    policy = loads(_read(path), str(path))
+    text = ""
+    if rollouts_path is not None and rollouts_path.exists():
+        text = _read(rollouts_path)
+    rollouts = loads_rollouts(text, policy, str(rollouts_path))
+    return LoadedPolicy(policy, rollouts, digest_of(policy, rollouts), str(path))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as why:
+        raise PolicyError(str(path), [Problem(1, "(file)", None, f"cannot be read: {why.strerror}")]) from why
+    except UnicodeDecodeError as why:
+        raise PolicyError(str(path), [Problem(1, "(file)", None, "not UTF-8 text")]) from why
+
+
+def dump(policy: Policy) -> str:
+    """YAML that loads to an equal policy."""
+    data = policy.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return yaml.safe_dump({"version": 1, **data}, sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of `policy.yaml`, for editors."""
+    return Policy.model_json_schema(by_alias=True)

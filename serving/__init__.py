@@ -1,0 +1,1 @@
+"""The student server: many LoRA adapters on one base model, speaking LoRAX's wire contract."""

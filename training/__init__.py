@@ -1,0 +1,1 @@
+"""Logged traffic and reviews in, an evaluated adapter in the registry out."""
