@@ -1,0 +1,92 @@
+"""`graduate serving`: the student server, its adapters, and the replay teacher. Heavy imports only inside the commands."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from serving.errors import OperatorError
+from serving.quantities import seconds
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Serve LoRA students on one base model; list adapters; replay a recorded teacher.",
+)
+
+Value = TypeVar("Value")
+console = Console(stderr=True)
+
+HostOption = Annotated[str, typer.Option(help="Address to bind.")]
+
+
+def fail(message: object) -> typer.Exit:
+    """Says what the operator did wrong on stderr; raise the result to end with status 2."""
+    console.print(f"[bold red]error:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+    return typer.Exit(2)
+
+
+def parsed(parse: Callable[[str], Value], text: str, option: str) -> Value:
+    """`parse(text)`; a ValueError becomes a message that names the option."""
+    try:
+        return parse(text)
+    except ValueError as why:
+        raise fail(f"{option} {why}") from why
+
+
+@app.command()
+def replay(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Recorded answers, JSON Lines.")
+    ],
+    host: HostOption = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8082,
+    latency: Annotated[str, typer.Option(help="Time an answer takes, ±20 %.")] = "50ms",
+    error_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of requests answered with a 500.")
+    ] = 0.0,
+    rate_limit: Annotated[
+        float, typer.Option(min=0, help="Requests per second, above them a 429; 0 is no limit.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the latency and error draws.")] = 0,
+    input_key: Annotated[str, typer.Option(help="Key of a row's input text.")] = "text",
+    answer_key: Annotated[str, typer.Option(help="Key of a row's recorded answer.")] = "teacher",
+    model: Annotated[str, typer.Option(help="Model name that replies carry.")] = "replay",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the address as JSON when ready.")
+    ] = False,
+) -> None:
+    """Answer OpenAI-style chat requests from recorded answers; anything not recorded is a 404.
+
+    Example: graduate serving replay examples/tickets/train.jsonl --port 8082 --latency 50ms
+    """
+    from serving.listen import address_of, bind, serve
+    from serving.replay import ReplaySettings, load
+    from serving.replay_app import create_replay_app
+
+    settings = ReplaySettings(
+        model=model,
+        latency_seconds=parsed(seconds, latency, "--latency"),
+        error_share=error_rate,
+        requests_per_second=rate_limit,
+        seed=seed,
+    )
+    try:
+        rows = load(files, input_key, answer_key)
+        listener = bind(host, port)
+    except OperatorError as why:
+        raise fail(why) from why
+    address = address_of(listener)
+
+    def ready() -> None:
+        if as_json:
+            typer.echo(json.dumps({"address": address, "rows": len(rows), "model": model}))
+        else:
+            console.print(
+                f"replay teacher: {len(rows)} recorded answers at {address}/v1", highlight=False
+            )
+
+    serve(create_replay_app(rows, settings), listener, on_ready=ready, drain_seconds=5)
