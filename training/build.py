@@ -1,0 +1,330 @@
+"""Traffic, reviews and files to a dataset: which rows, whose answer, what was dropped and why.
+
+A row is one input with the teacher's newest whole answer. A reviewed label is gold: it replaces the answer the student
+learns, and stays beside the teacher's. Every row that a rule takes out is in the drop ledger with the rule's name.
+"""
+
+import datetime
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from router.compare import parse
+from router.policy import AnswerSpec, Route
+from router.prompt import last_user_text
+from router.records import Record
+from training import split as splits
+from training.dataset import (
+    Dataset,
+    DatasetInfo,
+    Dropped,
+    Example,
+    Split,
+    class_of,
+    count_classes,
+    digest_of,
+    save,
+    sha256_of,
+)
+from training.encode import canonical
+from training.errors import DataError
+
+MIN_CLASS_ROWS = 2
+"""A class with fewer training rows cannot be learned and is reported, not dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One candidate, before rules and splits. `fixed` names the split that its file gives it."""
+
+    id: str
+    messages: tuple[dict[str, Any], ...]
+    teacher: str | None
+    gold: str | None
+    source: str
+    teacher_model: str = ""
+    at: float = 0.0
+    fixed: Split | None = None
+    discard: bool = False
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Rows taken out, in order."""
+
+    rows: list[Dropped] = field(default_factory=list)
+
+    def drop(self, row: Row, rule: str, detail: str = "") -> None:
+        """Note that `rule` took `row` out."""
+        self.rows.append(Dropped(row.id, rule, detail[:200]))
+
+
+def rows_from_traffic(records: Iterable[Record]) -> Iterator[Row]:
+    """Records that the teacher answered, seen or unseen, with their request's messages."""
+    for record in records:
+        answer = record.answer_of("teacher")
+        if answer is None or record.request is None:
+            continue
+        body = msgspec.json.decode(record.request)
+        messages = body.get("messages") if isinstance(body, dict) else None
+        if not isinstance(messages, list) or not messages:
+            continue
+        yield Row(
+            record.id, tuple(messages), answer.text, None, "traffic", answer.model, record.at
+        )
+
+
+def rows_from_file(
+    path: Path,
+    *,
+    input_key: str = "text",
+    teacher_key: str = "teacher",
+    gold_key: str = "gold",
+    system: str | None = None,
+    fixed: Split | None = None,
+) -> Iterator[Row]:
+    """Rows of a JSON-lines file: an input (or `messages`), a teacher's answer and a gold answer, either may be absent.
+
+    Raises:
+        DataError: the file and line, and the key that is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as why:
+        raise DataError(f"{path}: cannot be read: {why}") from why
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+        except ValueError as why:
+            raise DataError(f"{path}: line {number}: not JSON: {why}") from why
+        if not isinstance(data, dict):
+            raise DataError(f"{path}: line {number}: allowed: a JSON object, found {data!r:.80}")
+        messages = data.get("messages")
+        if messages is None:
+            text = data.get(input_key)
+            if not isinstance(text, str) or not text.strip():
+                keys = ", ".join(sorted(data))
+                raise DataError(
+                    f"{path}: line {number}: {input_key!r} must be a text; this row has the keys: {keys}"
+                )
+            messages = [{"role": "user", "content": text}]
+            if system:
+                messages.insert(0, {"role": "system", "content": system})
+        answers = {}
+        for name, key in (("teacher", teacher_key), ("gold", gold_key)):
+            value = data.get(key)
+            if isinstance(value, dict | list):
+                value = json.dumps(value, ensure_ascii=False)
+            if value is not None and not isinstance(value, str):
+                raise DataError(f"{path}: line {number}: {key!r} = {value!r}: allowed: text or JSON")
+            answers[name] = value
+        yield Row(
+            str(data.get("id") or f"{path.stem}-{number}"),
+            tuple(messages),
+            answers["teacher"],
+            answers["gold"],
+            f"file:{path.name}",
+            fixed=fixed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """What a person said about one record: the right answer, or None to leave the row out."""
+
+    record_id: str
+    answer: str | None
+
+
+def with_reviews(rows: Iterable[Row], reviews: Iterable[Reviewed]) -> Iterator[Row]:
+    """Rows with their reviewed answer as gold; a discarded one is marked, so that the ledger has it."""
+    by_id = {review.record_id: review for review in reviews}
+    for row in rows:
+        review = by_id.get(row.id)
+        if review is None:
+            yield row
+        elif review.answer is None:
+            yield replace(row, discard=True)
+        else:
+            yield replace(row, gold=review.answer)
+
+
+def with_gold(rows: Iterable[Row], gold: Iterable[Row]) -> Iterator[Row]:
+    """Rows with the gold answer that a file gives for their input; a review that is already there wins."""
+    known = {key_of(row.messages): row.gold for row in gold if row.gold is not None}
+    for row in rows:
+        answer = known.get(key_of(row.messages))
+        yield row if answer is None or row.gold is not None else replace(row, gold=answer)
+
+
+def normalised(messages: Sequence[dict[str, Any]]) -> str:
+    """The input that identifies a row: its last user text, whitespace folded."""
+    return " ".join(last_user_text(messages).split())
+
+
+def key_of(messages: Sequence[dict[str, Any]]) -> str:
+    """Hash of the normalised input: the same input has the same key in every dataset."""
+    return hashlib.sha256(normalised(messages).encode()).hexdigest()
+
+
+def _keep(rows: Iterable[Row], spec: AnswerSpec, ledger: Ledger) -> dict[str, Row]:
+    """Rows that can be learned from, one an input: the newest wins, a gold answer beats any without."""
+    kept: dict[str, Row] = {}
+    for row in rows:
+        answer = row.gold if row.gold is not None else row.teacher
+        key = key_of(row.messages)
+        if row.discard:
+            ledger.drop(row, "discarded in review")
+        elif answer is None:
+            ledger.drop(row, "no answer")
+        elif not normalised(row.messages):
+            ledger.drop(row, "empty input")
+        elif parse(spec, answer) is None:
+            ledger.drop(row, "answer does not fit the route's answer spec", answer)
+        elif key in kept:
+            old = kept[key]
+            better = (row.fixed is not None, row.gold is not None, row.at) >= (
+                old.fixed is not None,
+                old.gold is not None,
+                old.at,
+            )
+            loser, winner = (old, row) if better else (row, old)
+            ledger.drop(loser, "same input as another row", winner.id)
+            kept[key] = winner
+        else:
+            kept[key] = row
+    return kept
+
+
+def _frozen(path: Path) -> dict[str, Split]:
+    if not path.exists():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Split])
+    except msgspec.MsgspecError as why:
+        raise DataError(f"{path}: not a list of frozen rows: {why}") from why
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """Shares and seed of the splits. A test share of 0 leaves testing to rows that a file fixes as tests."""
+
+    test_share: float = 0.2
+    validation_share: float = 0.15
+    seed: int = 0
+    near_duplicate: float = 0.7
+    """Jaccard similarity of 5-character shingles from which two inputs count as one group."""
+
+
+def build(
+    rows: Iterable[Row],
+    route: Route,
+    task: str,
+    folder: Path,
+    *,
+    query: dict[str, Any],
+    options: BuildOptions | None = None,
+    now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+) -> Dataset:
+    """Write the dataset `folder/<task>-<digest>` and say which rows are tests for good (`folder/frozen.json`).
+
+    Raises:
+        DataError: nothing is left to train on, or the route has no student.
+    """
+    chosen = options or BuildOptions()
+    if route.student is None:
+        raise DataError(f"route {task!r} has no student: there is nothing to train")
+    ledger = Ledger()
+    kept = _keep(rows, route.answer, ledger)
+    frozen_file = folder / "frozen.json"
+    frozen = _frozen(frozen_file)
+    ordered = sorted(kept.items(), key=lambda item: (item[1].at, item[0]))
+    keys = [key for key, _ in ordered]
+    groups = splits.near_duplicate_groups(
+        [normalised(row.messages) for _, row in ordered], chosen.near_duplicate
+    )
+    fixed = {key: row.fixed for key, row in ordered if row.fixed is not None}
+    assigned = splits.assign(
+        groups,
+        keys,
+        test_share=chosen.test_share,
+        validation_share=chosen.validation_share,
+        seed=chosen.seed,
+        frozen={**frozen, **fixed},
+    )
+    examples = list(_examples(ordered, groups, assigned, route.answer, task))
+    examples += _balanced_copies(examples, route.answer, chosen.seed)
+    counts = Counter(e.split for e in examples)
+    if not counts["train"]:
+        raise DataError(
+            f"route {task!r}: no row is left to train on; dropped: "
+            f"{dict(Counter(d.rule for d in ledger.rows)) or 'none, the log has no teacher answer'}"
+        )
+    digest = digest_of(examples)
+    form = route.answer.model_dump(mode="json", by_alias=True)
+    info = DatasetInfo(
+        task=task,
+        digest=digest,
+        query=query,
+        counts=dict(counts),
+        classes=count_classes(examples, form),
+        teachers=tuple(sorted({r.teacher_model for _, r in ordered if r.teacher_model})),
+        answer=form,
+        prompt=route.student.prompt or "{input}",
+        max_input_chars=route.student.max_input_chars,
+        dropped=tuple(ledger.rows),
+        created_at=now().isoformat(timespec="seconds"),
+    )
+    path = folder / f"{task}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = Dataset.load(path) if path.exists() else save(path, info, examples)
+    tests = {key: s for key, s in zip(keys, assigned, strict=True) if s == "test"}
+    frozen_file.write_bytes(msgspec.json.encode({**frozen, **tests}))
+    return dataset
+
+
+def _examples(
+    ordered: Sequence[tuple[str, Row]],
+    groups: Sequence[int],
+    assigned: Sequence[Split],
+    spec: AnswerSpec,
+    task: str,
+) -> Iterator[Example]:
+    form = spec.model_dump(mode="json", by_alias=True)
+    for (key, row), group, chosen in zip(ordered, groups, assigned, strict=True):
+        answer = row.gold if row.gold is not None else row.teacher
+        assert answer is not None, "rows without an answer were dropped"
+        completion = canonical(answer, form)
+        yield Example(
+            id=row.id,
+            task=task,
+            messages=row.messages,
+            completion=completion,
+            teacher=row.teacher,
+            gold=row.gold,
+            source=row.source,
+            split=chosen,
+            group=f"{group}",
+            at=row.at,
+            sha256=sha256_of(row.messages, f"{key}{completion}"),
+        )
+
+
+def _balanced_copies(examples: Sequence[Example], spec: AnswerSpec, seed: int) -> list[Example]:
+    """Test rows once more as a class-balanced set; none where the answer has no classes."""
+    form = spec.model_dump(mode="json", by_alias=True)
+    classed = [(e, class_of(e.completion, form)) for e in examples if e.split == "test"]
+    tests = [(e, name) for e, name in classed if name is not None]
+    chosen = splits.balanced([name for _, name in tests], [e.id for e, _ in tests], seed)
+    return [
+        msgspec.structs.replace(tests[i][0], split="test_balanced", id=f"{tests[i][0].id}#balanced")
+        for i in chosen
+    ]

@@ -1,0 +1,138 @@
+"""`graduate train build`: flags to a query, the query to a dataset, the dataset to a table."""
+
+import json
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training.dataset import Dataset
+
+
+def since(text: str | None, now: float) -> float | None:
+    """Epoch seconds of "7d", "12h" (that long ago) or an ISO 8601 time.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    import datetime
+
+    from router.quantities import seconds
+
+    if text is None:
+        return None
+    if re.fullmatch(r"[\d.]+(ms|s|m|h|d)", text):
+        return now - seconds(text)
+    try:
+        at = datetime.datetime.fromisoformat(text)
+    except ValueError as why:
+        raise ConfigError(f'{text!r}: allowed: "7d", "12h", or an ISO 8601 time') from why
+    return at.replace(tzinfo=at.tzinfo or datetime.UTC).timestamp()
+
+
+def build(
+    route: Annotated[str, typer.Option(help="Route of the policy.")],
+    home: Annotated[Path, typer.Option(help="State folder.")] = Path(".graduate"),
+    policy: Annotated[Path | None, typer.Option(help="Policy file; default HOME/policy.yaml.")] = None,
+    since_: Annotated[str | None, typer.Option("--since", help='Only traffic since: "7d" or ISO 8601.')] = None,
+    until: Annotated[str | None, typer.Option(help="Only traffic before.")] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="More rows: JSON Lines; may be given again.")] = None,
+    test_file: Annotated[list[Path] | None, typer.Option(help="Rows that are test rows for good.")] = None,
+    gold_file: Annotated[list[Path] | None, typer.Option(help="Gold answers for logged inputs: rows with input and gold.")] = None,
+    input_key: Annotated[str, typer.Option(help="Key of the input in files.")] = "text",
+    teacher_key: Annotated[str, typer.Option(help="Key of the teacher's answer in files.")] = "teacher",
+    gold_key: Annotated[str, typer.Option(help="Key of the gold answer in files.")] = "gold",
+    traffic: Annotated[bool, typer.Option(help="Read the traffic log.")] = True,
+    test_share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.2,
+    validation_share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.15,
+    seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
+    database: Annotated[str | None, typer.Option(help="URL of the reviews; default HOME/graduate.db.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Build a dataset from the traffic log, reviews and files.
+
+    Example: graduate train build --route tickets --since 7d
+    """
+    from router.home import Home
+    from router.traffic import scan
+    from training import build as core
+    from training.commands import open_route, operator_errors, policy_path
+
+    place = Home(home)
+    with operator_errors():
+        _, chosen = open_route(policy_path(place, policy), route)
+        now = time.time()
+        start, end = since(since_, now), since(until, now)
+        keys = {"input_key": input_key, "teacher_key": teacher_key, "gold_key": gold_key}
+        rows: list[core.Row] = []
+        if traffic:
+            rows += core.rows_from_traffic(scan(place.traffic, routes=[route], since=start, until=end))
+        for path in file or []:
+            rows += core.rows_from_file(path, **keys)
+        for path in test_file or []:
+            rows += core.rows_from_file(path, **keys, fixed="test")
+        reviews = _reviews(database or place.database_url, route)
+        rows = list(core.with_reviews(rows, reviews))
+        query: dict[str, Any] = {
+            "route": route, "since": since_, "until": until, "traffic": traffic,
+            "files": [str(p) for p in file or []], "test_files": [str(p) for p in test_file or []],
+            "reviews": len(reviews), "seed": seed,
+        }  # fmt: skip
+        options = core.BuildOptions(test_share, validation_share, seed)
+        gold = [g for path in gold_file or [] for g in core.rows_from_file(path, **keys)]
+        dataset = core.build(
+            core.with_gold(rows, gold), chosen, route, place.datasets, query=query, options=options
+        )
+    _show(dataset, as_json)
+
+
+def _reviews(url: str, route: str) -> list[Any]:
+    """Labels of the review queue, as the builder reads them; none when no monitor has run yet."""
+    from monitoring.review import ReviewQueue
+    from monitoring.store import open_store
+    from training.build import Reviewed
+
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return []
+    labels = ReviewQueue(open_store(url)).labels(route=route)
+    return [Reviewed(label.record_id, label.answer) for label in labels]
+
+
+def _show(dataset: "Dataset", as_json: bool) -> None:
+    from rich.table import Table
+
+    from training.commands import out
+
+    info = dataset.info
+    rules = dict(Counter(d.rule for d in info.dropped))
+    gold = sum(e.gold is not None for e in dataset.examples)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "path": str(dataset.path), "digest": info.digest, "counts": info.counts,
+                    "classes": info.classes, "gold": gold, "dropped": rules,
+                    "reviews": info.query.get("reviews", 0), "teachers": list(info.teachers),
+                }
+            )
+        )  # fmt: skip
+        return
+    table = Table("split", "rows", "classes", title=f"dataset {info.task} {info.digest}")
+    for split, count in info.counts.items():
+        table.add_row(split, str(count), str(len(info.classes.get(split, {})) or "-"))
+    out.print(table)
+    out.print(f"{gold} rows with a gold answer; {info.query.get('reviews', 0)} reviews read")
+    for rule, count in rules.items():
+        out.print(f"dropped {count}: {rule}")
+    out.print(f"written to {dataset.path}", soft_wrap=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the command."""
+    app.command(name="build")(build)

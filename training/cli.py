@@ -1,0 +1,18 @@
+"""`graduate train`: dataset, student, evaluation, publishing. Imports nothing heavy until a command runs."""
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Logged traffic and reviews in, an evaluated adapter in the registry out.",
+)
+
+
+def _mount() -> None:
+    from training import build_command, evaluate_command, fit_command, publish_command
+
+    for module in (build_command, fit_command, evaluate_command, publish_command):
+        module.register(app)
+
+
+_mount()

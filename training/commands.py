@@ -1,0 +1,96 @@
+"""What the commands share: opening a home's model, policy and datasets, telling progress, showing errors."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from router import policy_file
+from router.errors import RouterError
+from router.home import Home
+from router.policy import Policy, Route
+from training.errors import ConfigError, DataError, TrainingError
+
+err = Console(stderr=True)
+out = Console()
+
+
+@contextlib.contextmanager
+def operator_errors() -> Iterator[None]:
+    """What is the operator's or the data's fault ends the command with its message and status 2."""
+    try:
+        yield
+    except (TrainingError, RouterError, OSError) as why:
+        err.print(f"[bold red]error:[/] {why}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from why
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int, float | None], None]]:
+    """A bar on stderr, one line a phase; told (phase, done, total, loss)."""
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Progress(*columns, console=err, disable=quiet) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(phase: str, done: int, total: int, loss: float | None = None) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total, loss="")
+            shown = "" if loss is None else f"loss {loss:.4f}"
+            bar.update(tasks[phase], completed=done, total=total, loss=shown)
+
+        yield tell
+
+
+def open_route(policy: Path, name: str) -> tuple[Policy, Route]:
+    """The policy and one of its routes.
+
+    Raises:
+        ConfigError: no such route.
+    """
+    loaded = policy_file.load(policy)
+    if name not in loaded.policy.routes:
+        known = ", ".join(sorted(loaded.policy.routes)) or "none"
+        raise ConfigError(f"{policy}: no route {name!r}; routes: {known}")
+    return loaded.policy, loaded.policy.routes[name]
+
+
+def newest(folder: Path, pattern: str, what: str) -> Path:
+    """The newest folder that matches.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = sorted((p for p in folder.glob(pattern) if p.is_dir()), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise DataError(f"no {what} under {folder}")
+    return found[-1]
+
+
+def policy_path(home: Home, policy: Path | None) -> Path:
+    """`--policy`, or the home's own."""
+    return policy or home.policy
+
+
+def open_base_model(model: str, home: Home) -> Any:
+    """The base model with its tokenizer, in fp32, by the loader that the student server has too."""
+    from serving import base_model
+
+    return base_model.load(model, home.models)

@@ -1,0 +1,133 @@
+"""The run file of `graduate train fit`: one line a key, unknown keys are errors.
+
+`--config FILE` reads YAML, `--set a.b=c` lays single keys over it.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.errors import ConfigError
+
+
+class Lora(BaseModel):
+    """The adapter's shape."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(default=16, ge=1, le=256)
+    """LoRA's r."""
+    alpha: int = Field(default=32, ge=1)
+    """LoRA's scale is alpha / rank."""
+    top_layers: int | None = Field(default=14, ge=1)
+    """Layers, counted from the head, that are trained; the ones below run once. None trains all."""
+
+
+class Optimizer(BaseModel):
+    """AdamW with warm-up and cosine decay to zero."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learning_rate: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_share: float = Field(default=0.06, ge=0, lt=1)
+    """Share of all steps with a rising learning rate."""
+    max_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+
+
+class FitConfig(BaseModel):
+    """Everything that decides a training run, the dataset and the base model aside."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: Literal["label"] = "label"
+    """`label`: short answers (labels, small JSON), fast on a CPU."""
+    epochs: int = Field(default=6, ge=1, le=100)
+    """Passes over the training rows."""
+    batch_size: int = Field(default=16, ge=1)
+    patience: int = Field(default=2, ge=1)
+    """Epochs without a better validation loss after which training stops."""
+    seed: int = 0
+    lora: Lora = Lora()
+    optimizer: Optimizer = Optimizer()
+    max_cut_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of rows whose input may be cut; above it preflight refuses."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; None leaves torch's choice."""
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["lora.rank=8", "epochs=3"]` as nested keys; values are read as YAML.
+
+    Raises:
+        ConfigError: an assignment without `=`.
+    """
+    nested: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {assignment!r}: allowed: KEY=VALUE, such as lora.rank=8")
+        at = nested
+        *path, last = key.split(".")
+        for part in path:
+            at = at.setdefault(part, {})
+        at[last] = yaml.safe_load(value)
+    return nested
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = (
+            _overlay(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def load(file: Path | None, assignments: Iterable[str] = ()) -> FitConfig:
+    """The run's configuration.
+
+    Raises:
+        ConfigError: with the file, the key, the value, and what is allowed.
+    """
+    data: Any = {}
+    if file is not None:
+        try:
+            data = yaml.safe_load(file.read_text()) or {}
+        except (OSError, yaml.YAMLError) as why:
+            raise ConfigError(f"{file}: {why}") from why
+        if not isinstance(data, dict):
+            raise ConfigError(f"{file}: allowed: a mapping of keys")
+    try:
+        return FitConfig.model_validate(_overlay(data, parse_assignments(assignments)))
+    except ValidationError as why:
+        raise ConfigError(
+            "\n".join(f"{file or '--set'}: {_problem(error)}" for error in why.errors())
+        ) from why
+
+
+def _problem(error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        names = _names(FitConfig)
+        near = difflib.get_close_matches(path, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{path}: unknown key; {hint}allowed: {', '.join(names)}"
+    return f"{path} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += _names(inner, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names

@@ -1,0 +1,162 @@
+"""The dataset: an immutable folder of examples in Parquet, with `dataset.json` beside it.
+
+Decides the stored form and its digest. Where examples come from is in `build`, how they are split in `split`, what a
+tokenizer makes of them in `encode`.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from training.errors import DataError
+
+SCHEMA = 1
+Split = Literal["train", "validation", "test", "test_balanced"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "test_balanced")
+
+
+class Example(msgspec.Struct, frozen=True):
+    """One prompt and its right answer.
+
+    `completion` is what the student is trained to say, in canonical form: the gold answer where there is one, else
+    the teacher's. `teacher` and `gold` stay beside it as channels of their own. `group` holds near-duplicates together.
+    """
+
+    id: str
+    task: str
+    messages: tuple[dict[str, Any], ...]
+    completion: str
+    teacher: str | None = None
+    gold: str | None = None
+    source: str = "traffic"
+    split: Split = "train"
+    group: str = ""
+    weight: float = 1.0
+    at: float = 0.0
+    sha256: str = ""
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """One row that a rule took out: which rule, and enough to find the row again."""
+
+    id: str
+    rule: str
+    detail: str = ""
+
+
+class DatasetInfo(msgspec.Struct, frozen=True):
+    """`dataset.json`: where the examples come from, what they are, what was dropped.
+
+    `task` is a route's name; `answer` its answer spec; `prompt` and `max_input_chars` the student's template.
+    """
+
+    task: str
+    digest: str
+    query: dict[str, Any]
+    counts: dict[str, int]
+    classes: dict[str, dict[str, int]]
+    teachers: tuple[str, ...]
+    answer: dict[str, Any]
+    prompt: str
+    max_input_chars: int | None = None
+    dropped: tuple[Dropped, ...] = ()
+    created_at: str = ""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Examples with what is known about them."""
+
+    path: Path
+    info: DatasetInfo
+    examples: tuple[Example, ...]
+
+    def of(self, split: Split) -> tuple[Example, ...]:
+        """Examples of one split, in stored order."""
+        return tuple(e for e in self.examples if e.split == split)
+
+    @classmethod
+    def load(cls, path: Path) -> "Dataset":
+        """The dataset that `save` wrote into `path`.
+
+        Raises:
+            DataError: a file is missing or unreadable, or the examples are not those of the digest.
+        """
+        info_file, rows_file = path / "dataset.json", path / "examples.parquet"
+        try:
+            info = msgspec.json.decode(info_file.read_bytes(), type=DatasetInfo)
+            rows = pq.read_table(rows_file).to_pylist()  # type: ignore[no-untyped-call]
+        except (OSError, msgspec.MsgspecError, pa.ArrowInvalid) as why:
+            raise DataError(f"{path}: not a dataset: {why}") from why
+        if info.schema > SCHEMA:
+            raise DataError(f"{info_file}: schema {info.schema} is newer than {SCHEMA}; update graduate")
+        examples = tuple(
+            msgspec.convert({**row, "messages": msgspec.json.decode(row["messages"])}, Example)
+            for row in rows
+        )
+        found = digest_of(examples)
+        if found != info.digest:
+            raise DataError(f"{rows_file}: digest {found} is not {info.digest} of dataset.json: changed")
+        return cls(path, info, examples)
+
+
+def save(path: Path, info: DatasetInfo, examples: Sequence[Example]) -> Dataset:
+    """Write a dataset folder; `path` must not exist yet, since datasets never change."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {**msgspec.structs.asdict(e), "messages": msgspec.json.encode(e.messages).decode()}
+        for e in examples
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), partial / "examples.parquet", compression="zstd")  # type: ignore[no-untyped-call]
+    (partial / "dataset.json").write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2))
+    partial.rename(path)
+    return Dataset(path, info, tuple(examples))
+
+
+def sha256_of(messages: Sequence[dict[str, Any]], completion: str) -> str:
+    """Content hash of one example."""
+    return hashlib.sha256(msgspec.json.encode([messages, completion])).hexdigest()
+
+
+def digest_of(examples: Sequence[Example]) -> str:
+    """Content hash of a whole dataset: rows in any order, splits and labels included. 16 hex digits."""
+    lines = sorted(f"{e.sha256} {e.split} {e.weight:g} {e.gold}" for e in examples)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def class_of(completion: str, answer: dict[str, Any]) -> str | None:
+    """The class that balancing and counting go by: a label, or the first compared field of a JSON answer.
+
+    None where the kind of answer has no classes (text, tool calls, JSON without compared fields).
+    """
+    if answer.get("kind") == "label":
+        return completion
+    fields = (answer.get("compare") or {}).get("fields") or ()
+    if answer.get("kind") != "json" or not fields:
+        return None
+    try:
+        value = json.loads(completion)
+    except ValueError:
+        return None
+    return str(value.get(fields[0])) if isinstance(value, dict) else None
+
+
+def count_classes(
+    examples: Sequence[Example], answer: dict[str, Any]
+) -> dict[str, dict[str, int]]:
+    """Rows of each class in each split, {} where the answer has no classes."""
+    counted: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        found = Counter(class_of(e.completion, answer) for e in examples if e.split == split)
+        counted[split] = {name: n for name, n in found.most_common() if name is not None}
+    return counted

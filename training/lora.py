@@ -1,0 +1,102 @@
+"""LoRA on a base model: which layers, how it is laid on by PEFT, how it is saved so that LoRAX serves it.
+
+Knows model structure (layers under `model.layers`, as in Llama, Qwen and Gemma), no data and no loop.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def decoder_of(model: Any) -> Any:
+    """The module that holds `layers`, `norm` and `embed_tokens`, whether `model` is PEFT's or plain."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return plain.model
+
+
+def add_lora(model: Any, *, rank: int, alpha: int, top_layers: int | None, seed: int) -> PeftModel:
+    """`model` with fresh LoRA weights on its top layers; everything else frozen.
+
+    Args:
+        top_layers: layers, counted from the head, that are adapted; None adapts all.
+    """
+    torch.manual_seed(seed)
+    count = len(decoder_of(model).layers)
+    first = 0 if top_layers is None else max(0, count - top_layers)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=list(TARGETS),
+        layers_to_transform=list(range(first, count)) if first else None,
+    )
+    adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+@contextlib.contextmanager
+def lower_part(model: Any, first: int) -> Iterator[Any]:
+    """The decoder with only its layers below `first` and no final norm: it gives the hidden states they leave."""
+    decoder = decoder_of(model)
+    layers, norm = decoder.layers, decoder.norm
+    decoder.layers, decoder.norm = nn.ModuleList(list(layers)[:first]), nn.Identity()
+    try:
+        yield decoder
+    finally:
+        decoder.layers, decoder.norm = layers, norm
+
+
+@contextlib.contextmanager
+def upper_part(model: Any, first: int) -> Iterator[Any]:
+    """The decoder with only its layers from `first` on: it takes `lower_part`'s states as `inputs_embeds`."""
+    decoder = decoder_of(model)
+    layers = decoder.layers
+    decoder.layers = nn.ModuleList(list(layers)[first:])
+    try:
+        yield decoder
+    finally:
+        decoder.layers = layers
+
+
+def save_adapter(adapted: PeftModel, folder: Path) -> None:
+    """PEFT's two files, with zero weights for the layers that were left out.
+
+    LoRAX skips a module type in silence when any layer lacks it (its loader gathers a type over all layers), so an
+    adapter of the top layers alone would serve as the base model there. `lora_B` = 0 makes a layer exactly the base's.
+    """
+    adapted.save_pretrained(folder)
+    weights_file = folder / "adapter_model.safetensors"
+    tensors = load_file(weights_file)
+    layers = len(decoder_of(adapted).layers)
+    trained = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    pattern = re.compile(r"^(.*\.layers\.)(\d+)(\..*)$")
+    for name, tensor in tensors.items():
+        found = pattern.match(name)
+        if not found:
+            continue
+        for layer in range(layers):
+            sibling = f"{found[1]}{layer}{found[3]}"
+            if sibling not in tensors:
+                trained[sibling] = torch.zeros_like(tensor)
+    save_file(trained, weights_file, metadata={"format": "pt"})
+    config = LoraConfig.from_pretrained(str(folder))
+    config.layers_to_transform = None
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def load_adapter(model: Any, folder: Path) -> PeftModel:
+    """`model` with a saved adapter, in evaluation mode."""
+    return PeftModel.from_pretrained(model, str(folder)).eval()

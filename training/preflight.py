@@ -1,0 +1,203 @@
+"""What tokenizer and template make of a dataset, before a step is trained: a hard gate with figures."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from training import label_engine as engine
+from training import lora
+from training.config import FitConfig
+from training.dataset import Dataset
+from training.encode import Encoded, encode
+from training.errors import PreflightFailed
+
+TIMED_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """One row as the engine sees it: text without loss, text with loss."""
+
+    masked: str
+    trained: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightReport:
+    """Figures of a dataset under a template; `refusals` is empty when it may be trained on."""
+
+    rows: dict[str, int]
+    tokens: dict[str, int]
+    """Percentiles of a training row's length in tokens: p50, p95, max."""
+    histogram: list[tuple[int, int]]
+    """Upper end of a bucket of lengths, rows in it."""
+    cut_share: float
+    ends_with_eos: bool
+    template_is_prefix: bool
+    """Tokens of prompt + answer begin with the prompt's tokens: how serving sees it."""
+    masks: tuple[Mask, ...]
+    trainable_parameters: int
+    estimated_seconds: float
+    refusals: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def preflight(dataset: Dataset, model: Any, tokenizer: Any, config: FitConfig) -> PreflightReport:
+    """Look at every row; time the lower layers on a few of them for the estimate."""
+    template, limit = dataset.info.prompt, dataset.info.max_input_chars
+    train = [encode(e, tokenizer, template, limit) for e in dataset.of("train")]
+    held = [encode(e, tokenizer, template, limit) for e in dataset.of("validation")]
+    lengths = sorted(len(row) for row in train) or [0]
+    cut = sum(row.was_cut for row in train) / max(1, len(train))
+    eos = all(row.completion_ids[-1] == tokenizer.eos_token_id for row in train)
+    refusals, warnings = _judge(dataset, train, held, cut, config, model)
+    seconds = 0.0 if refusals else _estimate(model, train, held, config)
+    return PreflightReport(
+        rows={"train": len(train), "validation": len(held)},
+        tokens={
+            "p50": lengths[len(lengths) // 2],
+            "p95": lengths[int(0.95 * (len(lengths) - 1))],
+            "max": lengths[-1],
+        },
+        histogram=_histogram(lengths),
+        cut_share=cut,
+        ends_with_eos=eos,
+        template_is_prefix=all(_is_prefix(row, tokenizer) for row in train[:50]),
+        masks=tuple(
+            Mask(
+                tokenizer.decode(row.prompt_ids),
+                tokenizer.decode(row.completion_ids, skip_special_tokens=False),
+            )
+            for row in train[:3]
+        ),
+        trainable_parameters=_trainable(model, config),
+        estimated_seconds=seconds,
+        refusals=tuple(refusals),
+        warnings=tuple(warnings),
+    )
+
+
+def _judge(
+    dataset: Dataset,
+    train: Sequence[Encoded],
+    held: Sequence[Encoded],
+    cut: float,
+    config: FitConfig,
+    model: Any,
+) -> tuple[list[str], list[str]]:
+    refusals, warnings = [], []
+    if not train:
+        refusals.append("no training rows")
+    if not held:
+        refusals.append("no validation rows: early stopping has nothing to go by; raise --validation-share")
+    if cut > config.max_cut_share:
+        refusals.append(
+            f"{100 * cut:.0f} % of the inputs are cut at max_input_chars={dataset.info.max_input_chars}; allowed: "
+            f"{100 * config.max_cut_share:.0f} % (max_cut_share); raise max_input_chars in the policy's student"
+        )
+    empty = [row.id for row in train if len(row.completion_ids) < 2]
+    if empty:
+        refusals.append(f"{len(empty)} empty answers, the first is row {empty[0]}")
+    longest = max((len(row) for row in train), default=0)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit and longest > limit:
+        refusals.append(f"a row has {longest} tokens, the model takes {limit}; lower max_input_chars")
+    classes = dataset.info.classes.get("train", {})
+    everywhere = {name for split in dataset.info.classes.values() for name in split}
+    missing = sorted(everywhere - set(classes))
+    if missing:
+        refusals.append(f"no training row of class {', '.join(missing)}, which other splits have")
+    rare = sorted(name for name, count in classes.items() if count < 5)
+    if rare:
+        warnings.append(f"fewer than 5 training rows of class {', '.join(rare)}")
+    prompts = {row.prompt_ids for row in train}
+    if len(train) > 1 and len(prompts) == 1:
+        refusals.append("all prompts are the same after the template and its cut: the input does not reach the student")
+    return refusals, warnings
+
+
+def _is_prefix(row: Encoded, tokenizer: Any) -> bool:
+    whole = tokenizer.decode(row.prompt_ids) + tokenizer.decode(row.completion_ids[:-1])
+    return tuple(tokenizer.encode(whole, add_special_tokens=False)[: len(row.prompt_ids)]) == row.prompt_ids
+
+
+def _histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    ends = [16, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 4096, 1 << 20]
+    found = []
+    below = 0
+    for end in ends:
+        count = sum(length <= end for length in lengths) - below
+        if count:
+            found.append((end, count))
+        below += count
+    return found
+
+
+def _trainable(model: Any, config: FitConfig) -> int:
+    """Weights that LoRA adds: rank times (inputs + outputs) of each adapted linear layer."""
+    layers = lora.decoder_of(model).layers
+    top = config.lora.top_layers or len(layers)
+    count = 0
+    for layer in list(layers)[-top:]:
+        for name, module in layer.named_modules():
+            if name.split(".")[-1] in lora.TARGETS:
+                count += config.lora.rank * (module.in_features + module.out_features)
+    return count
+
+
+def _estimate(
+    model: Any, train: Sequence[Encoded], held: Sequence[Encoded], config: FitConfig
+) -> float:
+    """Seconds of the whole run, from the time that a forward pass over a few rows takes.
+
+    A trained layer costs some 3 forward passes (forward, backward through it, the LoRA weights' gradients).
+    """
+    import torch
+
+    rows = list(train[:TIMED_ROWS])
+    ids, mask = engine.padded_ids(rows)
+    layers = len(lora.decoder_of(model).layers)
+    top = min(config.lora.top_layers or layers, layers)
+    with torch.no_grad():
+        lora.decoder_of(model)(input_ids=ids[:2], attention_mask=mask[:2], use_cache=False)
+        began = time.perf_counter()
+        lora.decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)
+        each = (time.perf_counter() - began) / len(rows)
+    lower = each * (layers - top) / layers * (len(train) + len(held))
+    upper = each * top / layers * 3 * len(train) * config.epochs
+    return lower + upper
+
+
+def enforce(report: PreflightReport) -> None:
+    """Nothing, when the report has no refusal.
+
+    Raises:
+        PreflightFailed: with every refusal.
+    """
+    if report.refusals:
+        raise PreflightFailed("preflight: " + "; ".join(report.refusals))
+
+
+def show(report: PreflightReport, as_json: bool, console: Console | None = None) -> None:
+    """Print the report."""
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+        return
+    console = console or Console()
+    table = Table("preflight", "", show_header=True)
+    table.add_row("rows", ", ".join(f"{name} {count}" for name, count in report.rows.items()))
+    table.add_row("tokens a row", ", ".join(f"{name} {n}" for name, n in report.tokens.items()))
+    table.add_row("inputs cut", f"{100 * report.cut_share:.1f} %")
+    table.add_row("trainable weights", f"{report.trainable_parameters:,}")
+    table.add_row("estimated time", f"{report.estimated_seconds:.0f} s")
+    for mask in report.masks[:1]:
+        table.add_row("loss falls on", mask.trained)
+    for warning in report.warnings:
+        table.add_row("[yellow]warning[/]", warning)
+    console.print(table)
