@@ -1,0 +1,103 @@
+"""What both dialects share: the server's limits, a checked request, and how lengths are refused. Pure.
+
+Bytes come in through `wire_native` (LoRAX) and `wire_openai`; both give an `Ask`. Past here nothing knows the dialect.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from serving.errors import InvalidRequest
+from serving.generation import Job, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for; names and defaults are LoRAX's."""
+
+    max_input_length: int
+    max_total_tokens: int
+    max_best_of: int = 2
+    max_stop_sequences: int = 4
+    max_choices: int = 8
+    max_body_bytes: int = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request whose parameters hold, before its text is made into tokens."""
+
+    adapter_id: str | None
+    sampling: Sampling
+    """Its `max_new_tokens` counts only once `job` has set it."""
+    max_new_tokens: int | None = None
+    num_sequences: int = 1
+    want_prompt_logprobs: bool = False
+
+    def job(self, prompt_ids: Sequence[int], limits: Limits) -> Job:
+        """The generation to submit.
+
+        Raises:
+            InvalidRequest: the prompt, or prompt and answer together, are longer than the limits; with the numbers.
+        """
+        length = len(prompt_ids)
+        if length == 0:
+            raise InvalidRequest("`inputs` cannot be empty")
+        wanted = self.max_new_tokens
+        if wanted is not None and length + wanted > limits.max_total_tokens:
+            raise InvalidRequest(
+                f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
+                f"Given: {length} `inputs` tokens and {wanted} `max_new_tokens`"
+            )
+        if length > limits.max_input_length or length >= limits.max_total_tokens:
+            allowed = min(limits.max_input_length, limits.max_total_tokens - 1)
+            raise InvalidRequest(f"`inputs` must have less than {allowed} tokens. Given: {length}")
+        budget = limits.max_total_tokens - length if wanted is None else wanted
+        return Job(
+            prompt_ids=tuple(prompt_ids),
+            sampling=replace(self.sampling, max_new_tokens=budget),
+            adapter_id=self.adapter_id,
+            want_prompt_logprobs=self.want_prompt_logprobs,
+        )
+
+
+def check(holds: bool, message: str) -> None:
+    """Nothing when it holds.
+
+    Raises:
+        InvalidRequest: with the message.
+    """
+    if not holds:
+        raise InvalidRequest(message)
+
+
+def check_penalties(frequency: float | None, presence: float | None) -> None:
+    """Both penalties are from -2 to 2; raises InvalidRequest."""
+    for name, value in (("frequency_penalty", frequency), ("presence_penalty", presence)):
+        check(value is None or -2 <= value <= 2, f"`{name}` must be between -2.0 and 2.0")
+
+
+def check_seed(seed: int | None) -> None:
+    """A seed is an unsigned 64-bit number; raises InvalidRequest."""
+    check(seed is None or 0 <= seed < 2**64, "`seed` must be from 0 to 18446744073709551615")
+
+
+def schema_text(schema: object) -> str:
+    """A JSON Schema as text; an object, or text that holds one (LoRAX takes both).
+
+    Raises:
+        InvalidRequest: not a schema object.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = msgspec.json.decode(schema)
+        except msgspec.DecodeError as why:
+            raise InvalidRequest(f"`response_format` schema is not JSON: {why}") from why
+    check(isinstance(schema, dict | bool), "`response_format` schema must be a JSON Schema object")
+    return msgspec.json.encode(schema).decode()
+
+
+def adapter_or_base(name: str | None, base_id: str) -> str | None:
+    """The adapter that a name means; None for the base model."""
+    return None if name in (None, "", base_id) else name
