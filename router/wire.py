@@ -1,0 +1,370 @@
+"""Views of OpenAI bodies: what the router needs to know of a request, an answer or a stream; the rest passes untouched.
+
+The caller's bytes are kept and forwarded as they are; nothing here is re-encoded unless a backend needs another
+model name. Knows no policy and no backend.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from router.errors import BadRequest
+from router.prompt import last_user_text, text_of
+from router.records import Answer, ToolCall, Usage
+
+MAX_METADATA = 16
+"""Pairs of `metadata` that are kept, as OpenAI allows."""
+
+
+class _Peek(msgspec.Struct):
+    """The fields of a request body that decide anything; all others are left alone."""
+
+    model: str = ""
+    messages: msgspec.Raw | None = None
+    prompt: msgspec.Raw | None = None
+    stream: bool | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    tools: msgspec.Raw | None = None
+    functions: msgspec.Raw | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: msgspec.Raw | None = None
+    stream_options: dict[str, Any] | None = None
+
+
+_peek = msgspec.json.Decoder(_Peek)
+_messages = msgspec.json.Decoder(list[dict[str, Any]])
+_top = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class RequestView:
+    """One request as the router sees it; messages are decoded only when somebody asks."""
+
+    def __init__(
+        self, path: str, headers: Mapping[str, str], body: bytes, peek: _Peek, caller: str | None
+    ) -> None:
+        self.path = path
+        self.headers = headers
+        self.body = body
+        self.caller = caller
+        self.model = peek.model
+        self.stream = bool(peek.stream)
+        self.n = peek.n or 1
+        self.max_tokens = peek.max_completion_tokens or peek.max_tokens
+        self.has_tools = _present(peek.tools) or _present(peek.functions)
+        self.include_usage = bool((peek.stream_options or {}).get("include_usage"))
+        self.wants_logprobs = _present(peek.logprobs) and bytes(peek.logprobs or b"") != b"false"
+        self.user = headers.get("x-graduate-user") or peek.user
+        self.conversation = headers.get("x-graduate-conversation")
+        self.may_log = headers.get("x-graduate-log", "true").lower() != "false"
+        pairs = {str(k): str(v) for k, v in list((peek.metadata or {}).items())[:MAX_METADATA]}
+        if task := headers.get("x-graduate-task"):
+            pairs["task"] = task
+        self.metadata = pairs
+        self._raw_messages = peek.messages
+        self._raw_prompt = peek.prompt
+
+    @cached_property
+    def messages(self) -> list[dict[str, Any]]:
+        """Chat messages; a completion's prompt counts as one user message.
+
+        Raises:
+            BadRequest: `messages` is not a list of objects.
+        """
+        if self._raw_messages is not None:
+            try:
+                return _messages.decode(self._raw_messages)
+            except msgspec.MsgspecError as why:
+                raise BadRequest(f"messages: {why}", "messages") from why
+        if self._raw_prompt is not None:
+            prompt = msgspec.json.decode(self._raw_prompt)
+            return [{"role": "user", "content": prompt if isinstance(prompt, str) else ""}]
+        return []
+
+    @cached_property
+    def input_text(self) -> str:
+        """The last user message."""
+        return last_user_text(self.messages)
+
+    @cached_property
+    def system_text(self) -> str:
+        """The system messages, joined."""
+        return "\n".join(
+            text_of(m.get("content"))
+            for m in self.messages
+            if m.get("role") in ("system", "developer")
+        )
+
+    @property
+    def total_chars(self) -> int:
+        """Characters of all messages' texts."""
+        return sum(len(text_of(m.get("content"))) for m in self.messages)
+
+    def with_model(self, model: str | None) -> bytes:
+        """The body, byte for byte, unless another model is asked for."""
+        if model is None or model == self.model:
+            return self.body
+        fields = _top.decode(self.body)
+        fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+        return msgspec.json.encode(fields)
+
+
+def _present(raw: msgspec.Raw | None) -> bool:
+    return raw is not None and bytes(raw) not in (b"null", b"[]")
+
+
+def parse(
+    path: str, headers: Mapping[str, str], body: bytes, caller: str | None = None
+) -> RequestView:
+    """The view of a request body.
+
+    Raises:
+        BadRequest: not a JSON object, or a field of the wrong type, named as JSON path.
+    """
+    try:
+        peek = _peek.decode(body)
+    except msgspec.ValidationError as why:
+        field = str(why).rpartition("`$.")[2].rstrip("`") if "`$." in str(why) else None
+        raise BadRequest(f"the body does not hold: {why}", field) from why
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as why:
+        raise BadRequest(f"the body is not JSON: {why}") from why
+    return RequestView(path, headers, body, peek, caller)
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    id: str | None = None
+    index: int | None = None
+    function: _Function | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _TokenLogprob(msgspec.Struct):
+    logprob: float = 0.0
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_TokenLogprob] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    message: _Message | None = None
+    delta: _Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Reply(msgspec.Struct):
+    model: str | None = None
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+
+
+_reply = msgspec.json.Decoder(_Reply)
+
+
+def _usage(found: _Usage | None) -> Usage:
+    if found is None:
+        return Usage()
+    return Usage(found.prompt_tokens or 0, found.completion_tokens or 0)
+
+
+class ReplyView(msgspec.Struct, frozen=True):
+    """What the router needs of an answer body; `logprobs` are natural logarithms, None when none were given."""
+
+    text: str | None
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: str | None
+    usage: Usage
+    model: str | None
+    logprobs: tuple[float, ...] | None = None
+
+
+EMPTY_REPLY = ReplyView(None, (), None, Usage(), None)
+
+
+def read_reply(body: bytes) -> ReplyView | None:
+    """The view of a chat completion or completion; None when the body is not one."""
+    try:
+        reply = _reply.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if not reply.choices:
+        return None
+    choice = reply.choices[0]
+    message = choice.message
+    text = message.content if message else choice.text
+    calls = tuple(
+        ToolCall(c.function.name or "", c.function.arguments or "{}", c.id or "")
+        for c in (message.tool_calls if message else None) or ()
+        if c.function
+    )
+    tokens = choice.logprobs.content if choice.logprobs else None
+    return ReplyView(
+        text,
+        calls,
+        choice.finish_reason,
+        _usage(reply.usage),
+        reply.model,
+        tuple(t.logprob for t in tokens) if tokens else None,
+    )
+
+
+class StreamView:
+    """Puts a stream of chat chunks together again: text, tool-call deltas, finish reason, usage. Of the first choice."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._text: list[str] = []
+        self._calls: dict[int, list[str]] = {}
+        self._saw_text = False
+        self.finish_reason: str | None = None
+        self.usage = Usage()
+        self.model: str | None = None
+        self.done = False
+        """Whether `[DONE]` came: the stream is whole."""
+        self.error: str | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the event stream, cut anywhere."""
+        buffer = self._rest + data
+        lines = buffer.split(b"\n")
+        self._rest = lines.pop()
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._event(line[5:].strip())
+
+    def _event(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            self.done = True
+            return
+        try:
+            chunk = _reply.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return
+        if not chunk.choices and data.startswith(b'{"error"'):
+            self.error = data.decode(errors="replace")[:500]
+        self.model = self.model or chunk.model
+        if chunk.usage:
+            self.usage = _usage(chunk.usage)
+        for choice in chunk.choices:
+            if choice.index:
+                continue
+            self.finish_reason = choice.finish_reason or self.finish_reason
+            piece = choice.delta.content if choice.delta else choice.text
+            if piece is not None:
+                self._saw_text = True
+                self._text.append(piece)
+            for call in (choice.delta.tool_calls if choice.delta else None) or ():
+                parts = self._calls.setdefault(call.index or 0, ["", "", ""])
+                parts[0] = call.id or parts[0]
+                if call.function:
+                    parts[1] += call.function.name or ""
+                    parts[2] += call.function.arguments or ""
+
+    def view(self) -> ReplyView:
+        """What has come so far."""
+        calls = tuple(
+            ToolCall(name, arguments or "{}", id_)
+            for _, (id_, name, arguments) in sorted(self._calls.items())
+        )
+        text = "".join(self._text) if self._saw_text else None
+        return ReplyView(text, calls, self.finish_reason, self.usage, self.model)
+
+
+def chat_completion(answer: Answer, request_id: str, model: str, *, is_chat: bool = True) -> bytes:
+    """An OpenAI body around a student's answer, for `/v1/chat/completions` or `/v1/completions`."""
+    usage = answer.usage
+    choice: dict[str, Any] = {
+        "index": 0,
+        "finish_reason": answer.finish_reason or "stop",
+        "logprobs": None,
+    }
+    if is_chat:
+        choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
+    else:
+        choice["text"] = answer.text
+    return msgspec.json.encode(
+        {
+            "id": f"chatcmpl-{request_id}" if is_chat else f"cmpl-{request_id}",
+            "object": "chat.completion" if is_chat else "text_completion",
+            "created": int(time.time()),
+            "model": model,
+            "choices": [choice],
+            "usage": usage_body(usage),
+        }
+    )
+
+
+def usage_body(usage: Usage) -> dict[str, int]:
+    """OpenAI's `usage` object."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+def chat_chunks(
+    answer: Answer,
+    request_id: str,
+    model: str,
+    *,
+    include_usage: bool = False,
+    is_chat: bool = True,
+) -> list[bytes]:
+    """A whole student answer as OpenAI stream events, `[DONE]` last."""
+    frame: dict[str, Any] = {
+        "id": f"chatcmpl-{request_id}" if is_chat else f"cmpl-{request_id}",
+        "object": "chat.completion.chunk" if is_chat else "text_completion",
+        "created": int(time.time()),
+        "model": model,
+    }
+    if include_usage:
+        frame["usage"] = None
+
+    def event(choices: Sequence[Mapping[str, Any]], **more: Any) -> bytes:
+        return b"data: " + msgspec.json.encode({**frame, "choices": choices, **more}) + b"\n\n"
+
+    def choice(content: str | None, reason: str | None, role: bool = False) -> dict[str, Any]:
+        if not is_chat:
+            return {"index": 0, "text": content or "", "finish_reason": reason}
+        delta: dict[str, Any] = {"role": "assistant"} if role else {}
+        if content is not None:
+            delta["content"] = content
+        return {"index": 0, "delta": delta, "finish_reason": reason}
+
+    events = [event([choice("", None, role=True)])] if is_chat else []
+    events.append(event([choice(answer.text or "", None)]))
+    events.append(event([choice(None, answer.finish_reason or "stop")]))
+    if include_usage:
+        events.append(event([], usage=usage_body(answer.usage)))
+    events.append(b"data: [DONE]\n\n")
+    return events
+
+
+def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:
+    """OpenAI's error body."""
+    return msgspec.json.encode(
+        {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    )
