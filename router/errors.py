@@ -55,9 +55,10 @@ class SettingsError(RouterError):
 
 
 class CallerError(RouterError):
-    """The caller's fault; `field` names the part of the request, None when it is the whole."""
+    """The caller's fault; `status` is what it gets."""
 
     status = 400
+    kind = "invalid_request_error"
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         self.field = field
@@ -65,22 +66,7 @@ class CallerError(RouterError):
 
 
 class BadRequest(CallerError):
-    """The body is not what the route needs."""
-
-
-class CallerError(RouterError):
-    """The caller's fault; `status` is what it gets."""
-
-    status = 400
-    kind = "invalid_request_error"
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        self.param = param
-        super().__init__(message)
-
-
-class BadRequest(CallerError):
-    """The body or a header is not what it must be; `param` names the field."""
+    """The body or a header is not what it must be; `field` names the part."""
 
 
 class Unauthorized(CallerError):

@@ -258,7 +258,9 @@ class Canary(Strict):
     """The student answers a growing share of live traffic."""
 
     steps: tuple[Share, ...] = Field(default=(0.01, 0.1, 0.5, 1.0), min_length=1)
-    sticky: str = Field(default="user", pattern=r"^(user|conversation|request|header:[A-Za-z0-9-]+)$")
+    sticky: str = Field(
+        default="user", pattern=r"^(user|conversation|request|header:[A-Za-z0-9-]+)$"
+    )
     """What keeps its arm."""
     hold: Seconds = 3600.0
     """At least this long on a step."""

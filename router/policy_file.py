@@ -8,8 +8,8 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from router.difficulty import DifficultyModel, load_model
 from router.errors import PolicyError, Problem
 from router.policy import Policy, Rollouts
 
@@ -44,6 +45,8 @@ class LoadedPolicy:
     rollouts: Rollouts
     digest: str
     source: str
+    difficulty: Mapping[str, DifficultyModel] = field(default_factory=dict)
+    """Scored difficulty models that routes name, by name."""
 
 
 def _lines(node: yaml.Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
@@ -127,18 +130,20 @@ def _problems(
         )
 
 
-def _parse(
-    text: str, source: str, model: type[BaseModel]
-) -> tuple[Any, dict[KeyPath, int]]:
+def _parse(text: str, source: str, model: type[BaseModel]) -> tuple[Any, dict[KeyPath, int]]:
     try:
         node = yaml.compose(text, Loader=_Loader)
         data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as why:
         mark = getattr(why, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        raise PolicyError(source, [Problem(line, "(file)", None, f"not YAML: {getattr(why, 'problem', why)}")]) from why
+        raise PolicyError(
+            source, [Problem(line, "(file)", None, f"not YAML: {getattr(why, 'problem', why)}")]
+        ) from why
     if node is None or not isinstance(data, dict):
-        raise PolicyError(source, [Problem(1, "(file)", None, "allowed: a mapping; the file is empty or a list")])
+        raise PolicyError(
+            source, [Problem(1, "(file)", None, "allowed: a mapping; the file is empty or a list")]
+        )
     twice = [
         Problem(line, ".".join(map(str, path)), None, "the key is given twice")
         for path, line in _duplicate_keys(node)
@@ -206,8 +211,10 @@ def digest_of(policy: Policy, rollouts: Rollouts) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def load(path: Path, rollouts_path: Path | None = None) -> LoadedPolicy:
-    """Both files, read and checked together.
+def load(
+    path: Path, rollouts_path: Path | None = None, difficulty_folder: Path | None = None
+) -> LoadedPolicy:
+    """Both files and the difficulty models that routes name, read and checked together.
 
     Raises:
         PolicyError: a file cannot be read, or does not hold.
@@ -217,14 +224,21 @@ def load(path: Path, rollouts_path: Path | None = None) -> LoadedPolicy:
     if rollouts_path is not None and rollouts_path.exists():
         text = _read(rollouts_path)
     rollouts = loads_rollouts(text, policy, str(rollouts_path))
-    return LoadedPolicy(policy, rollouts, digest_of(policy, rollouts), str(path))
+    models = {}
+    for route in policy.routes.values():
+        if route.hybrid.difficulty and difficulty_folder is not None:
+            name = route.hybrid.difficulty.model
+            models[name] = load_model(difficulty_folder / f"{name}.json")
+    return LoadedPolicy(policy, rollouts, digest_of(policy, rollouts), str(path), models)
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as why:
-        raise PolicyError(str(path), [Problem(1, "(file)", None, f"cannot be read: {why.strerror}")]) from why
+        raise PolicyError(
+            str(path), [Problem(1, "(file)", None, f"cannot be read: {why.strerror}")]
+        ) from why
     except UnicodeDecodeError as why:
         raise PolicyError(str(path), [Problem(1, "(file)", None, "not UTF-8 text")]) from why
 

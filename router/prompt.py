@@ -19,14 +19,18 @@ def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence):
-        parts = [p.get("text") for p in content if isinstance(p, Mapping) and p.get("type") == "text"]
+        parts = [
+            p.get("text") for p in content if isinstance(p, Mapping) and p.get("type") == "text"
+        ]
         return "\n".join(p for p in parts if isinstance(p, str))
     return ""
 
 
 def last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
     """The text of the last user message, "" when there is none."""
-    return next((text_of(m.get("content")) for m in reversed(messages) if m.get("role") == "user"), "")
+    return next(
+        (text_of(m.get("content")) for m in reversed(messages) if m.get("role") == "user"), ""
+    )
 
 
 def cut(text: str, max_chars: int | None) -> tuple[str, bool]:

@@ -21,7 +21,9 @@ def seconds(value: Any) -> float:
     text = value.strip() if isinstance(value, str) else ""
     parts = _DURATION.findall(text)
     if not parts or "".join(n + u for n, u in parts) != text:
-        raise ValueError('allowed: a duration with its unit, such as "250ms", "2s", "5m", "1h" or "7d"')
+        raise ValueError(
+            'allowed: a duration with its unit, such as "250ms", "2s", "5m", "1h" or "7d"'
+        )
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 

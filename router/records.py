@@ -151,13 +151,19 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="record", tag_
 
     def answer_of(self, role: Role) -> Answer | None:
         """The first whole answer of `role`, whatever it was asked for; None when there is none."""
-        return next((a for a in self.answers if a.role == role and a.ok and a.purpose != "noise"), None)
+        return next(
+            (a for a in self.answers if a.role == role and a.ok and a.purpose != "noise"), None
+        )
 
     @property
     def reply(self) -> Answer | None:
         """The answer that the caller saw."""
         return next(
-            (a for a in reversed(self.answers) if a.purpose == "reply" and a.role == self.served_by),
+            (
+                a
+                for a in reversed(self.answers)
+                if a.purpose == "reply" and a.role == self.served_by
+            ),
             None,
         )
 

@@ -19,26 +19,30 @@ MAX_METADATA = 16
 """Pairs of `metadata` that are kept, as OpenAI allows."""
 
 
+_ABSENT = msgspec.Raw(b"")
+
+
 class _Peek(msgspec.Struct):
     """The fields of a request body that decide anything; all others are left alone."""
 
     model: str = ""
-    messages: msgspec.Raw | None = None
-    prompt: msgspec.Raw | None = None
+    messages: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
     stream: bool | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    tools: msgspec.Raw | None = None
-    functions: msgspec.Raw | None = None
+    tools: msgspec.Raw = _ABSENT
+    functions: msgspec.Raw = _ABSENT
     n: int | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    logprobs: msgspec.Raw | None = None
+    logprobs: msgspec.Raw = _ABSENT
     stream_options: dict[str, Any] | None = None
 
 
 _peek = msgspec.json.Decoder(_Peek)
 _messages = msgspec.json.Decoder(list[dict[str, Any]])
+_prompt = msgspec.json.Decoder(str | list[str | int | list[int]])
 _top = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -56,13 +60,14 @@ class RequestView:
         self.stream = bool(peek.stream)
         self.n = peek.n or 1
         self.max_tokens = peek.max_completion_tokens or peek.max_tokens
-        self.has_tools = _present(peek.tools) or _present(peek.functions)
+        self.tools = _present(peek.tools) or _present(peek.functions)
         self.include_usage = bool((peek.stream_options or {}).get("include_usage"))
-        self.wants_logprobs = _present(peek.logprobs) and bytes(peek.logprobs or b"") != b"false"
+        self.wants_logprobs = _present(peek.logprobs) and bytes(peek.logprobs) != b"false"
         self.user = headers.get("x-graduate-user") or peek.user
         self.conversation = headers.get("x-graduate-conversation")
         self.may_log = headers.get("x-graduate-log", "true").lower() != "false"
-        pairs = {str(k): str(v) for k, v in list((peek.metadata or {}).items())[:MAX_METADATA]}
+        given = [(k, v) for k, v in (peek.metadata or {}).items() if isinstance(v, str)]
+        pairs = dict(given[:MAX_METADATA])
         if task := headers.get("x-graduate-task"):
             pairs["task"] = task
         self.metadata = pairs
@@ -76,14 +81,17 @@ class RequestView:
         Raises:
             BadRequest: `messages` is not a list of objects.
         """
-        if self._raw_messages is not None:
+        if _present(self._raw_messages):
             try:
                 return _messages.decode(self._raw_messages)
-            except msgspec.MsgspecError as why:
-                raise BadRequest(f"messages: {why}", "messages") from why
-        if self._raw_prompt is not None:
-            prompt = msgspec.json.decode(self._raw_prompt)
-            return [{"role": "user", "content": prompt if isinstance(prompt, str) else ""}]
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as why:
+                raise BadRequest(f"messages: {why}", field="messages") from why
+        if _present(self._raw_prompt):
+            try:
+                prompt = _prompt.decode(self._raw_prompt)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as why:
+                raise BadRequest(f"prompt: {why}", field="prompt") from why
+            return [{"role": "user", "content": _prompt_text(prompt)}]
         return []
 
     @cached_property
@@ -114,8 +122,15 @@ class RequestView:
         return msgspec.json.encode(fields)
 
 
-def _present(raw: msgspec.Raw | None) -> bool:
-    return raw is not None and bytes(raw) not in (b"null", b"[]")
+def _prompt_text(prompt: str | list[str | int | list[int]]) -> str:
+    """A completion's prompt as text; token ids have none."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(part for part in prompt if isinstance(part, str))
+
+
+def _present(raw: msgspec.Raw) -> bool:
+    return bytes(raw) not in (b"", b"null", b"[]")
 
 
 def parse(
@@ -130,7 +145,7 @@ def parse(
         peek = _peek.decode(body)
     except msgspec.ValidationError as why:
         field = str(why).rpartition("`$.")[2].rstrip("`") if "`$." in str(why) else None
-        raise BadRequest(f"the body does not hold: {why}", field) from why
+        raise BadRequest(f"the body does not hold: {why}", field=field) from why
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as why:
         raise BadRequest(f"the body is not JSON: {why}") from why
     return RequestView(path, headers, body, peek, caller)

@@ -1,0 +1,59 @@
+"""Taking personal data out of text before it is written: typed placeholders instead. Pure.
+
+`email`, `phone` and `credit_card` (checked by Luhn's sum) are built in; anything else is a regular expression and its
+placeholder is `[REDACTED]`.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_PHONE = re.compile(
+    r"(?<![\w.,-])(?:\+\d{1,3}[\s./-]?|\(?0)\(?\d{1,4}\)?(?:[\s./-]?\d{2,5}){2,4}(?![\w-])"
+)
+_CARD = re.compile(r"(?<![\d-])(?:\d[ -]?){12,18}\d(?![\d-])")
+BUILT_IN = {"email": _EMAIL, "phone": _PHONE, "credit_card": _CARD}
+
+
+def luhn(digits: str) -> bool:
+    """Whether a card number's check digit is right (ISO/IEC 7812-1)."""
+    total = 0
+    for position, digit in enumerate(reversed(digits)):
+        value = int(digit) * (2 if position % 2 else 1)
+        total += value - 9 if value > 9 else value
+    return total % 10 == 0
+
+
+def _is_real(name: str, found: str) -> bool:
+    digits = re.sub(r"\D", "", found)
+    if name == "credit_card":
+        return luhn(digits)
+    if name == "phone":
+        return 7 <= len(digits) <= 15
+    return True
+
+
+@functools.lru_cache(maxsize=256)
+def _pattern(name: str) -> re.Pattern[str]:
+    return BUILT_IN.get(name) or re.compile(name)
+
+
+def find(text: str, names: Sequence[str]) -> str | None:
+    """The first of `names` that occurs in the text, None when none does."""
+    for name in names:
+        if any(_is_real(name, m[0]) for m in _pattern(name).finditer(text)):
+            return name
+    return None
+
+
+def redact(text: str, names: Sequence[str]) -> str:
+    """The text with every find replaced by `[EMAIL]`, `[PHONE]`, `[CREDIT_CARD]` or `[REDACTED]`."""
+    for name in sorted(
+        names, key=lambda n: n != "credit_card"
+    ):  # a card number looks like a phone number too
+        label = f"[{name.upper()}]" if name in BUILT_IN else "[REDACTED]"
+        text = _pattern(name).sub(
+            lambda m, n=name, put=label: put if _is_real(n, m[0]) else m[0], text
+        )
+    return text

@@ -1,0 +1,415 @@
+"""HTTP/1.1 towards backends: pooled keep-alive connections on asyncio and httptools, bytes in and bytes out.
+
+Why our own: through a general client the router spends most of its time in the client (`benchmarks/router`), and such
+clients decode, re-order or drop headers that a drop-in proxy must pass. Only what a router needs is here: plain and
+TLS connections, timeouts for connecting, the first byte and the whole, streamed bodies with back-pressure both ways.
+Knows no JSON and no policy.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import httptools
+
+from router.errors import BackendError, BadReply, ConnectFailed, TimedOut
+
+Header = tuple[bytes, bytes]
+HIGH_WATER = 256 * 1024
+"""Bytes of a reply that may wait for a slow caller before the backend's connection is paused."""
+IDLE_SECONDS = 30.0
+"""Idle connections older than this are not used again: servers close theirs, and a request sent into the closing is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a backend is: scheme, host, port and the path that its URLs begin with."""
+
+    name: str
+    host: str
+    port: int
+    tls: bool
+    prefix: bytes
+
+    @classmethod
+    def parse(cls, name: str, base_url: str) -> "Origin":
+        """The origin of a base URL."""
+        parts = urlsplit(base_url)
+        tls = parts.scheme == "https"
+        return cls(
+            name,
+            parts.hostname or "",
+            parts.port or (443 if tls else 80),
+            tls,
+            parts.path.rstrip("/").encode(),
+        )
+
+    @property
+    def host_header(self) -> bytes:
+        """Value of the `Host` header."""
+        standard = 443 if self.tls else 80
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (host if self.port == standard else f"{host}:{self.port}").encode()
+
+
+@dataclass(slots=True)
+class Reply:
+    """The head of a reply, and its body as it comes. `read` takes all of it, `stream` piece by piece."""
+
+    status: int
+    headers: list[Header]
+    _connection: "_Connection"
+    _deadline: float
+    body_started: bool = field(default=False)
+
+    async def read(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            BadReply: the connection broke in the middle.
+            TimedOut: it took longer than the total.
+        """
+        pieces = [piece async for piece in self.stream()]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Pieces of the body as they arrive. Leaving early closes the connection, which cancels the backend's work."""
+        connection = self._connection
+        try:
+            while True:
+                piece = connection.take()
+                if piece is None:
+                    if connection.finished:
+                        return
+                    await connection.wait(self._deadline, "no whole reply in time")
+                    continue
+                yield piece
+        finally:
+            connection.release()
+
+    def close(self) -> None:
+        """Give up the rest of the body."""
+        self._connection.release()
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of that name (lower case)."""
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection. httptools calls `on_*`; a reader waits on a future and takes pieces from a queue."""
+
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
+        self._loop = pool.loop
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._pieces: deque[bytes] = deque()
+        self._held = 0
+        self._paused = False
+        self._failure: BackendError | None = None
+        self._can_write: asyncio.Future[None] | None = None
+        self._released = True
+        self.closed = False
+        self.finished = False
+        self.head_complete = False
+        self.headers: list[Header] = []
+        self.status = 0
+        self.idle_since = 0.0
+
+    # what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None:
+            self._fail(BadReply(self._pool.origin.name, "bytes without a request"))
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as why:
+            self._fail(BadReply(self._pool.origin.name, f"not HTTP: {why}"))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self._can_write is not None and not self._can_write.done():
+            self._can_write.set_result(None)
+        if not self.finished and not self._released:
+            until_close = self.head_complete and self._ends_with_connection()
+            if until_close and exc is None:
+                self.finished = True
+            else:
+                kind = BadReply if self.head_complete else ConnectFailed
+                self._failure = self._failure or kind(
+                    self._pool.origin.name, f"connection closed early{f': {exc}' if exc else ''}"
+                )
+            self._wake()
+
+    def pause_writing(self) -> None:
+        self._can_write = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._can_write is not None and not self._can_write.done():
+            self._can_write.set_result(None)
+        self._can_write = None
+
+    # what httptools calls
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            self.headers = []
+            return
+        self.status = status
+        self.head_complete = True
+        self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        self._pieces.append(body)
+        self._held += len(body)
+        if self._held > HIGH_WATER and not self._paused and self._transport is not None:
+            self._transport.pause_reading()
+            self._paused = True
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        if not self.head_complete:  # the end of a 1xx reply
+            return
+        self.finished = True
+        self._wake()
+
+    # what the pool and the reply call
+
+    def begin(self) -> None:
+        """Get ready for the next request."""
+        self._parser = httptools.HttpResponseParser(self)
+        self._pieces.clear()
+        self._held = 0
+        self._failure = None
+        self._released = False
+        self.finished = self.head_complete = False
+        self.headers = []
+        self.status = 0
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        assert self._transport is not None
+        self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the backend takes more."""
+        if self._can_write is not None:
+            await self._can_write
+
+    def take(self) -> bytes | None:
+        """The next piece of the body, None when none is there; what failed is raised after the pieces before it."""
+        if self._pieces:
+            piece = self._pieces.popleft()
+            self._held -= len(piece)
+            if self._paused and self._held < HIGH_WATER // 2 and self._transport is not None:
+                self._transport.resume_reading()
+                self._paused = False
+            return piece
+        if self._failure is not None:
+            raise self._failure
+        return None
+
+    async def wait(self, deadline: float, late: str) -> None:
+        """Until something arrives.
+
+        Raises:
+            TimedOut: nothing did until the deadline (loop time).
+        """
+        if self._failure is not None and not self._pieces:
+            raise self._failure
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_at(deadline, self._expire, late)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        if self._failure is not None and not self._pieces:
+            raise self._failure
+
+    def release(self) -> None:
+        """Back into the pool when the reply is whole, closed otherwise."""
+        if self._released:
+            return
+        self._released = True
+        keep = (
+            self.finished
+            and not self.closed
+            and not self._pieces
+            and self._parser is not None
+            and self._parser.should_keep_alive()
+        )
+        self._parser = None
+        if keep:
+            self._pool.put(self)
+        elif self._transport is not None:
+            self._transport.abort()
+
+    def is_usable(self, now: float) -> bool:
+        """Whether an idle connection may take another request."""
+        closing = self._transport is None or self._transport.is_closing()
+        return not self.closed and not closing and now - self.idle_since < IDLE_SECONDS
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _ends_with_connection(self) -> bool:
+        names = {name.lower() for name, _ in self.headers}
+        return b"content-length" not in names and b"transfer-encoding" not in names
+
+    def _expire(self, late: str) -> None:
+        self._fail(TimedOut(self._pool.origin.name, late))
+
+    def _fail(self, failure: BackendError) -> None:
+        self._failure = self._failure or failure
+        if self._transport is not None:
+            self._transport.abort()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Pool:
+    """Connections to one origin. Belongs to the event loop that it was made in."""
+
+    def __init__(self, origin: Origin, tls: ssl.SSLContext | None = None) -> None:
+        self.origin = origin
+        self.loop = asyncio.get_running_loop()
+        self._tls = (tls or ssl.create_default_context()) if origin.tls else None
+        self._idle: deque[_Connection] = deque()
+
+    def put(self, connection: _Connection) -> None:
+        """Take back a connection whose reply is whole."""
+        connection.idle_since = self.loop.time()
+        self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close idle connections; those in use close when their reply is done."""
+        while self._idle:
+            self._idle.pop().abort()
+
+    async def _connect(self, timeout_seconds: float) -> _Connection:
+        now = self.loop.time()
+        while self._idle:
+            connection = self._idle.pop()  # the one used last: the others grow old and go
+            if connection.is_usable(now):
+                return connection
+            connection.abort()
+        name = self.origin.name
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                _, connection = await self.loop.create_connection(
+                    lambda: _Connection(self),
+                    self.origin.host,
+                    self.origin.port,
+                    ssl=self._tls,
+                    server_hostname=self.origin.host if self._tls else None,
+                )
+        except TimeoutError as why:
+            raise ConnectFailed(name, f"no connection within {timeout_seconds:g} s") from why
+        except ssl.SSLError as why:
+            raise ConnectFailed(name, f"TLS: {why.reason or why}") from why
+        except OSError as why:
+            at = f"{self.origin.host}:{self.origin.port}"
+            raise ConnectFailed(name, f"cannot connect to {at}: {why.strerror or why}") from why
+        return connection
+
+    async def request(
+        self,
+        method: bytes,
+        path: bytes,
+        headers: Sequence[Header],
+        body: bytes | AsyncIterable[bytes] = b"",
+        *,
+        connect_seconds: float = 2.0,
+        first_byte_seconds: float = 20.0,
+        total_seconds: float = 120.0,
+    ) -> Reply:
+        """Send a request; returns when the reply's head is there.
+
+        Args:
+            path: below the origin's prefix, query included.
+            headers: passed as they are; `host` and the body's framing are ours.
+            body: whole, or in pieces (then chunked unless `content-length` is among the headers).
+
+        Raises:
+            ConnectFailed, TimedOut, BadReply: nothing of an answer came; none of them hides an error status.
+        """
+        deadline = self.loop.time() + total_seconds
+        connection = await self._connect(connect_seconds)
+        connection.begin()
+        try:
+            if isinstance(body, bytes):
+                connection.write(self._head(method, path, headers, len(body)) + body)
+            else:
+                await self._send_pieces(connection, method, path, headers, body)
+            first = min(deadline, self.loop.time() + first_byte_seconds)
+            while not connection.head_complete:
+                await connection.wait(first, f"no reply within {first_byte_seconds:g} s")
+        except (
+            BaseException
+        ):  # cancellation too: a connection with a request under way is of no further use
+            connection.release()
+            raise
+        return Reply(connection.status, connection.headers, connection, deadline)
+
+    def _head(
+        self, method: bytes, path: bytes, headers: Sequence[Header], length: int | None
+    ) -> bytes:
+        parts = [
+            method,
+            b" ",
+            self.origin.prefix,
+            path,
+            b" HTTP/1.1\r\nhost: ",
+            self.origin.host_header,
+        ]
+        for name, value in headers:
+            parts += (b"\r\n", name, b": ", value)
+        if length is not None and (
+            length or method not in (b"GET", b"HEAD", b"DELETE", b"OPTIONS")
+        ):
+            parts += (b"\r\ncontent-length: ", str(length).encode())
+        parts.append(b"\r\n\r\n")
+        return b"".join(parts)
+
+    async def _send_pieces(
+        self,
+        connection: _Connection,
+        method: bytes,
+        path: bytes,
+        headers: Sequence[Header],
+        body: AsyncIterable[bytes],
+    ) -> None:
+        chunked = all(name.lower() != b"content-length" for name, _ in headers)
+        more: list[Header] = [(b"transfer-encoding", b"chunked")] if chunked else []
+        connection.write(self._head(method, path, [*headers, *more], None))
+        async for piece in body:
+            if piece:
+                framed = b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
+                connection.write(framed)
+                await connection.drain()
+        if chunked:
+            connection.write(b"0\r\n\r\n")
