@@ -1,0 +1,66 @@
+"""What every route needs: worker, registry, prompts, limits, metrics. Built by `app.create_app`."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from starlette.responses import StreamingResponse
+
+from serving import headers, sse
+from serving.errors import AdapterFailed
+from serving.exchange import Meter
+from serving.generation import Finished
+from serving.metrics import ServingMetrics
+from serving.prompts import Prompts
+from serving.registry import Registry
+from serving.settings import AppSettings
+from serving.wire import Limits, adapter_or_base
+from serving.worker import Worker
+
+
+@dataclass(slots=True)
+class State:
+    """The parts, and whether the server drains."""
+
+    worker: Worker
+    registry: Registry
+    prompts: Prompts
+    limits: Limits
+    metrics: ServingMetrics
+    settings: AppSettings
+    base_id: str
+    started_at: int
+    is_draining: bool = field(default=False)
+
+    def meter(self) -> Meter:
+        """A meter for a request that starts now."""
+        return Meter(self.metrics, self.worker)
+
+    def resolved(self, name: str | None) -> str | None:
+        """The version that a name means now, for a header; the name itself when there is no such adapter."""
+        adapter = adapter_or_base(name, self.base_id)
+        if adapter is None:
+            return None
+        try:
+            return self.registry.resolve(adapter).id
+        except AdapterFailed:
+            return adapter
+
+    def headers(
+        self, meter: Meter, ends: Sequence[Finished], prompt_characters: int
+    ) -> dict[str, str]:
+        """LoRAX's headers of a whole reply."""
+        return headers.identity(self.base_id, ends[0].adapter_id) | headers.timing(
+            ends,
+            prompt_characters=prompt_characters,
+            total_seconds=meter.seconds,
+            validation_seconds=meter.validation_seconds,
+            first_token_seconds=meter.first_token_seconds,
+        )
+
+    def stream(self, events: AsyncGenerator[bytes], fields: Mapping[str, str]) -> StreamingResponse:
+        """A reply of server-sent events."""
+        return StreamingResponse(
+            sse.kept_alive(events, self.settings.keep_alive_seconds),
+            media_type="text/event-stream",
+            headers={**fields, "x-accel-buffering": "no", "cache-control": "no-cache"},
+        )
