@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ def event(body: Any) -> bytes:
 
 async def kept_alive(
     events: AsyncGenerator[bytes, None], interval_seconds: float = 15.0
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """The events, with a comment whenever none came for `interval_seconds`; closing this closes `events`."""
     pending: asyncio.Task[bytes] | None = None
     try:

@@ -3,6 +3,7 @@
 Finish reasons, ids, object names and the cut at a stop sequence are OpenAI's, where LoRAX's differ.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def usage(ends: Sequence[Finished]) -> dict[str, int]:
 
 
 def _finite(value: float) -> float:
-    return max(MIN_LOGPROB, min(MAX_LOGPROB, value))
+    return min(MAX_LOGPROB, max(MIN_LOGPROB, value)) if math.isfinite(value) else MIN_LOGPROB
 
 
 def _entry(text: str, value: float) -> dict[str, Any]:
