@@ -8,7 +8,6 @@ import functools
 import re
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Literal
 
 from router.difficulty import not_easy
 from router.policy import Match, Mode, Policy, Route
@@ -118,7 +117,7 @@ def _by_mode(
         return _canary(rules, name, route, request, draw)
     if route.mode == "hybrid":
         return _hybrid(rules, name, route, request, draw)
-    return Decision(name, route.mode, "student", "mode student", draw, **_audit(route, draw))
+    return _student(name, route, "mode student", draw)
 
 
 def _student_cannot(route: Route, request: RequestView) -> str | None:
@@ -144,9 +143,19 @@ def _dark_launch(name: str, route: Route, draw: float) -> Decision:
     )  # fmt: skip
 
 
-def _audit(route: Route, draw: float) -> dict[Literal["audit", "shadow_share"], bool | float]:
+def _student(
+    name: str,
+    route: Route,
+    reason: str,
+    draw: float,
+    propensity: float = 1.0,
+    floor: float | None = None,
+) -> Decision:
     share = route.canary.audit
-    return {"audit": uniform(draw, "audit") < share, "shadow_share": share}
+    return Decision(
+        name, route.mode, "student", reason, draw, propensity,
+        audit=uniform(draw, "audit") < share, shadow_share=share, cascade_min_confidence=floor,
+    )  # fmt: skip
 
 
 def sticky_key(sticky: str, request: RequestView) -> tuple[str | None, str]:
@@ -182,10 +191,7 @@ def _canary(
     place = uniform(draw, "arm") if key is None else _hashed(f"{name}\0{key}")
     shown = kind if key is not None else "request"
     if place < share:
-        return Decision(
-            name, route.mode, "student", f"canary: {place:.4f} < {share:g} by {shown}",
-            draw, propensity=share, **_audit(route, draw),
-        )  # fmt: skip
+        return _student(name, route, f"canary: {place:.4f} < {share:g} by {shown}", draw, share)
     rule = route.dark_launch
     return Decision(
         name, route.mode, "teacher", f"canary: {place:.4f} >= {share:g} by {shown}", draw,
@@ -210,7 +216,4 @@ def _hybrid(
         if score > rule.difficulty.max:
             return teacher(f"hybrid: difficulty {score:.3f} > {rule.difficulty.max:g}")
     floor = rule.cascade.min_confidence if rule.cascade else None
-    return Decision(
-        name, route.mode, "student", "hybrid: easy", draw,
-        cascade_min_confidence=floor, **_audit(route, draw),
-    )  # fmt: skip
+    return _student(name, route, "hybrid: easy", draw, floor=floor)

@@ -203,7 +203,7 @@ def _guard_rule(data: Any) -> Any:
     if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
         raise ValueError(f"{name} needs {'a number' if wanted is int else 'a text'}: {{{name}: …}}")
     if name in ("forbid", "require"):
-        _regex(value)
+        _regex(str(value))
     return {"rule": name, "value": value}
 
 

@@ -111,11 +111,11 @@ def _problems(
         at: Any = data
         shown: list[str | int] = []
         for part in path:  # pydantic puts names of union members in `loc`: keep what the file has
-            if (isinstance(at, dict) and part in at) or (
-                isinstance(at, list) and isinstance(part, int) and part < len(at)
-            ):
+            try:
                 at = at[part]
-                shown.append(part)
+            except (LookupError, TypeError):
+                continue
+            shown.append(part)
         if error["type"] == "missing":
             shown.append(path[-1])
         line_path = tuple(shown)
@@ -252,3 +252,23 @@ def dump(policy: Policy) -> str:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of `policy.yaml`, for editors."""
     return Policy.model_json_schema(by_alias=True)
+
+
+def warnings(policy: Policy) -> list[str]:
+    """What holds but is probably not meant."""
+    found = []
+    for name, route in policy.routes.items():
+        student = route.student
+        if student is None:
+            continue
+        kind = policy.backends[student.backend].kind
+        if route.hybrid.cascade and kind == "lorax" and student.prompt is None:
+            found.append(
+                f"routes.{name}.hybrid.cascade: without student.prompt LoRAX gives no confidence, "
+                "and every answer falls to the teacher"
+            )
+        if student.version == "latest" and route.mode in ("canary", "student"):
+            found.append(
+                f"routes.{name}.student.version: latest changes the student when a version is published; pin one"
+            )
+    return found

@@ -170,7 +170,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="record", tag_
 
 Line = Record | LateAnswer | Feedback
 
-_decoder = msgspec.json.Decoder(Line)
+_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 _encoder = msgspec.json.Encoder()
 
 

@@ -9,8 +9,10 @@ raised: the call goes on. Segments of a folder are read in the order of their na
 """
 
 import datetime
+import errno
 import heapq
 import logging
+import math
 import os
 import threading
 import time
@@ -25,12 +27,13 @@ from router.records import Feedback, LateAnswer, Line, Record, dump, load, merge
 logger = logging.getLogger(__name__)
 
 OPEN, CLOSED = ".open.jsonl", ".jsonl"
+FEEDBACK = "feedback"
 LATE_SECONDS = 600.0
 """A late line is looked for in segments that were written up to so long after the record's time."""
 
 
 class TrafficLog:
-    """The writer; one for each process, its segments carry the process id."""
+    """The writer; one for each process. Feedback may come days later, so it has segments of its own in `feedback/`."""
 
     def __init__(
         self,
@@ -46,36 +49,19 @@ class TrafficLog:
         """Lines that the disk refused."""
         self.last_error: str | None = None
         """Why the last write was refused, None when it was not."""
-        self._max_bytes = max_bytes
-        self._max_age_seconds = max_age_seconds
-        self._fsync_seconds = fsync_seconds
-        self._now = now
-        self._fd: int | None = None
-        self._path: Path | None = None
-        self._size = 0
-        self._opened_at = 0.0
-        self._synced_at = 0.0
-        self._torn = False
         self._lock = threading.Lock()
-        directory.mkdir(parents=True, exist_ok=True)
-        self._close_left_open()
+        self._records, self._feedback = (
+            _Writer(folder, max_bytes, max_age_seconds, fsync_seconds, now)
+            for folder in (directory, directory / FEEDBACK)
+        )
 
     def append(self, line: Line) -> bool:
         """Write one line; False, counted and remembered in `last_error`, when the disk refuses it."""
         data = dump(line)
+        writer = self._feedback if isinstance(line, Feedback) else self._records
         with self._lock:
             try:
-                fd = self._segment(len(data))
-                if (
-                    self._torn
-                ):  # a part of an earlier line is there: end it, so that this one stands alone
-                    data = b"\n" + data
-                written = os.write(fd, data)
-                self._size += written
-                self._torn = written < len(data)
-                if self._torn:
-                    raise OSError(28, "only a part was written")
-                self._sync(fd)
+                writer.write(data)
             except OSError as why:
                 self.dropped += 1
                 if self.last_error is None:
@@ -86,37 +72,77 @@ class TrafficLog:
             return True
 
     def close(self) -> None:
-        """Close the open segment."""
+        """Close the open segments."""
         with self._lock:
-            self._rotate()
+            self._records.rotate()
+            self._feedback.rotate()
 
-    def _segment(self, more: int) -> int:
-        now = self._now()
-        full = self._size + more > self._max_bytes and self._size > 0
-        if self._fd is not None and (full or now - self._opened_at > self._max_age_seconds):
-            self._rotate()
-        if self._fd is None:
-            start = datetime.datetime.fromtimestamp(now, datetime.UTC)
-            name = f"{start:%Y%m%dT%H%M%S.%f}-{os.getpid()}{OPEN}"
-            self._path = self.directory / name
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-            self._size, self._opened_at, self._torn = 0, now, False
-        return self._fd
 
-    def _rotate(self) -> None:
+class _Writer:
+    """Appends to the newest segment of one folder. Not thread-safe."""
+
+    def __init__(
+        self,
+        directory: Path,
+        max_bytes: int,
+        max_age_seconds: float,
+        fsync_seconds: float | None,
+        now: Callable[[], float],
+    ) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._max_age_seconds = max_age_seconds
+        self._fsync_seconds = fsync_seconds
+        self._now = now
+        self._fd: int | None = None
+        self._path: Path | None = None
+        self._size = 0
+        self._opened_at = 0.0
+        self._synced_at = 0.0
+        self._torn = False
+        directory.mkdir(parents=True, exist_ok=True)
+        self._close_left_open()
+
+    def write(self, data: bytes) -> None:
+        """One line, in one `write`.
+
+        Raises:
+            OSError: the disk took nothing, or a part only; the part is ended before the next line.
+        """
+        fd = self._segment(len(data))
+        if self._torn:
+            data = b"\n" + data
+        written = os.write(fd, data)
+        self._size += written
+        self._torn = written < len(data)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self._fsync_seconds is not None and self._now() - self._synced_at >= self._fsync_seconds:
+            os.fsync(fd)
+            self._synced_at = self._now()
+
+    def rotate(self) -> None:
+        """Close the open segment."""
         if self._fd is not None and self._path is not None:
             os.close(self._fd)
             self._path.rename(self._path.with_name(self._path.name.replace(OPEN, CLOSED)))
         self._fd = self._path = None
 
-    def _sync(self, fd: int) -> None:
-        if self._fsync_seconds is not None and self._now() - self._synced_at >= self._fsync_seconds:
-            os.fsync(fd)
-            self._synced_at = self._now()
+    def _segment(self, more: int) -> int:
+        now = self._now()
+        full = self._size + more > self._max_bytes and self._size > 0
+        if self._fd is not None and (full or now - self._opened_at > self._max_age_seconds):
+            self.rotate()
+        if self._fd is None:
+            start = datetime.datetime.fromtimestamp(now, datetime.UTC)
+            self._path = self._directory / f"{start:%Y%m%dT%H%M%S.%f}-{os.getpid()}{OPEN}"
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+            self._size, self._opened_at, self._torn = 0, now, False
+        return self._fd
 
     def _close_left_open(self) -> None:
         """Close segments of processes that are gone, so that nobody waits for them."""
-        for path in self.directory.glob(f"*{OPEN}"):
+        for path in self._directory.glob(f"*{OPEN}"):
             pid = path.name.removesuffix(OPEN).rpartition("-")[2]
             if pid.isdigit() and not _is_running(int(pid)):
                 path.rename(path.with_name(path.name.replace(OPEN, CLOSED)))
@@ -174,31 +200,46 @@ def scan(
 ) -> Iterator[Record]:
     """Records in time order of their segments, their late answers and feedback merged in.
 
-    Records are held back until no late line can follow, at most `LATE_SECONDS` of traffic, so memory does not grow with
-    the log.
+    Records are held back until no late answer can follow, at most `LATE_SECONDS` of traffic, and all feedback is in
+    memory (it is rare and small); otherwise memory does not grow with the log.
 
     Args:
         routes: only these routes.
         since, until: only records with since <= at < until, epoch seconds.
     """
     waiting: dict[str, Record] = {}
-    late: dict[str, list[LateAnswer | Feedback]] = {}
+    late = _feedback(Path(directory))
     newest = 0.0
     for line in _in_order(Path(directory), since, until):
         newest = max(newest, line.at)
         if isinstance(line, Record):
             if _wanted(line, routes, since, until):
                 waiting[line.id] = line
-        elif line.id in waiting:
+        elif isinstance(line, LateAnswer) and line.id in waiting:
             late.setdefault(line.id, []).append(line)
-        while waiting:
-            oldest = next(iter(waiting.values()))
-            if newest - oldest.at < LATE_SECONDS:
-                break
-            del waiting[oldest.id]
-            yield merge(oldest, late.pop(oldest.id, ()))
-    for record in waiting.values():
-        yield merge(record, late.pop(record.id, ()))
+        yield from _ready(waiting, late, newest - LATE_SECONDS)
+    yield from _ready(waiting, late, math.inf)
+
+
+def _feedback(directory: Path) -> dict[str, list[LateAnswer | Feedback]]:
+    found: dict[str, list[LateAnswer | Feedback]] = {}
+    for segment in segments(directory / FEEDBACK):
+        for line in lines(segment):
+            if isinstance(line, Feedback):
+                found.setdefault(line.id, []).append(line)
+    return found
+
+
+def _ready(
+    waiting: dict[str, Record], late: dict[str, list[LateAnswer | Feedback]], before: float
+) -> Iterator[Record]:
+    """Take out records older than `before`, what came later laid over them."""
+    while waiting:
+        oldest = next(iter(waiting.values()))
+        if oldest.at > before:
+            return
+        del waiting[oldest.id]
+        yield merge(oldest, late.pop(oldest.id, ()))
 
 
 def _in_order(directory: Path, since: float | None, until: float | None) -> Iterator[Line]:

@@ -113,6 +113,13 @@ class RequestView:
         """Characters of all messages' texts."""
         return sum(len(text_of(m.get("content"))) for m in self.messages)
 
+    def unstreamed(self) -> "RequestView":
+        """The same request without its streaming: for copies that nobody watches."""
+        fields = _top.decode(self.body)
+        fields.pop("stream", None)
+        fields.pop("stream_options", None)
+        return parse(self.path, self.headers, msgspec.json.encode(fields), self.caller)
+
     def with_model(self, model: str | None) -> bytes:
         """The body, byte for byte, unless another model is asked for."""
         if model is None or model == self.model:
@@ -340,6 +347,58 @@ def usage_body(usage: Usage) -> dict[str, int]:
     }
 
 
+def reassembled(view: ReplyView) -> bytes:
+    """A stream's answer as one chat completion body, for the record."""
+    message: dict[str, Any] = {"role": "assistant", "content": view.text}
+    if view.tool_calls:
+        message["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+            for c in view.tool_calls
+        ]
+    choice = {"index": 0, "message": message, "finish_reason": view.finish_reason}
+    body = {"object": "chat.completion", "model": view.model, "choices": [choice]}
+    return msgspec.json.encode({**body, "usage": usage_body(view.usage)})
+
+
+class ChunkFrames:
+    """OpenAI stream events around a student's text: an opening, pieces, and a closing with `[DONE]`."""
+
+    def __init__(self, request_id: str, model: str, *, is_chat: bool = True) -> None:
+        self._is_chat = is_chat
+        self._frame: dict[str, Any] = {
+            "id": f"chatcmpl-{request_id}" if is_chat else f"cmpl-{request_id}",
+            "object": "chat.completion.chunk" if is_chat else "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def _event(self, choices: Sequence[Mapping[str, Any]], **more: Any) -> bytes:
+        body = msgspec.json.encode({**self._frame, "choices": choices, **more})
+        return b"data: " + body + b"\n\n"
+
+    def opening(self) -> bytes:
+        """The event that names the role; a text completion has none."""
+        if not self._is_chat:
+            return b""
+        delta = {"role": "assistant", "content": ""}
+        return self._event([{"index": 0, "delta": delta, "finish_reason": None}])
+
+    def text(self, piece: str) -> bytes:
+        """A piece of the answer."""
+        if self._is_chat:
+            return self._event([{"index": 0, "delta": {"content": piece}, "finish_reason": None}])
+        return self._event([{"index": 0, "text": piece, "finish_reason": None}])
+
+    def closing(self, answer: Answer, include_usage: bool) -> bytes:
+        """The finish reason, the usage when it was asked for, and `[DONE]`."""
+        place: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
+        reason = answer.finish_reason or "stop"
+        events = self._event([{"index": 0, **place, "finish_reason": reason}])
+        if include_usage:
+            events += self._event([], usage=usage_body(answer.usage))
+        return events + b"data: [DONE]\n\n"
+
+
 def chat_chunks(
     answer: Answer,
     request_id: str,
@@ -349,33 +408,13 @@ def chat_chunks(
     is_chat: bool = True,
 ) -> list[bytes]:
     """A whole student answer as OpenAI stream events, `[DONE]` last."""
-    frame: dict[str, Any] = {
-        "id": f"chatcmpl-{request_id}" if is_chat else f"cmpl-{request_id}",
-        "object": "chat.completion.chunk" if is_chat else "text_completion",
-        "created": int(time.time()),
-        "model": model,
-    }
-    if include_usage:
-        frame["usage"] = None
-
-    def event(choices: Sequence[Mapping[str, Any]], **more: Any) -> bytes:
-        return b"data: " + msgspec.json.encode({**frame, "choices": choices, **more}) + b"\n\n"
-
-    def choice(content: str | None, reason: str | None, role: bool = False) -> dict[str, Any]:
-        if not is_chat:
-            return {"index": 0, "text": content or "", "finish_reason": reason}
-        delta: dict[str, Any] = {"role": "assistant"} if role else {}
-        if content is not None:
-            delta["content"] = content
-        return {"index": 0, "delta": delta, "finish_reason": reason}
-
-    events = [event([choice("", None, role=True)])] if is_chat else []
-    events.append(event([choice(answer.text or "", None)]))
-    events.append(event([choice(None, answer.finish_reason or "stop")]))
-    if include_usage:
-        events.append(event([], usage=usage_body(answer.usage)))
-    events.append(b"data: [DONE]\n\n")
-    return events
+    frames = ChunkFrames(request_id, model, is_chat=is_chat)
+    pieces = [
+        frames.opening(),
+        frames.text(answer.text or ""),
+        frames.closing(answer, include_usage),
+    ]
+    return [piece for piece in pieces if piece]
 
 
 def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:

@@ -1,0 +1,162 @@
+"""Clients of the policy's backends: concurrency bound, breaker, retries, timeouts; one for each backend.
+
+`send` gives the reply's head as it came, an error status included: what a backend says is its answer, and only silence
+is a `BackendError`. What the bodies mean is in `teacher` and `student`.
+"""
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterable, Sequence
+from dataclasses import dataclass
+
+from router.breaker import CircuitBreaker
+from router.errors import BackendError, BreakerOpen, ConnectFailed, Overloaded, TimedOut
+from router.policy import Backend, Policy
+from router.records import Usage
+from router.transport import Header, Origin, Pool, Reply
+
+logger = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER_SECONDS = 10.0
+"""A longer `Retry-After` is passed to the caller instead of waited for."""
+
+
+class BackendClient:
+    """One backend. Belongs to the event loop that it was made in."""
+
+    def __init__(self, name: str, config: Backend, tls: ssl.SSLContext | None = None) -> None:
+        self.name = name
+        self.config = config
+        self.breaker = CircuitBreaker(config.breaker)
+        self.in_flight = 0
+        self._pool = Pool(Origin.parse(name, config.base_url), tls)
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def api_key(self) -> str | None:
+        """The key from the environment, None when none is named or set."""
+        return os.environ.get(self.config.api_key_env) if self.config.api_key_env else None
+
+    async def send(
+        self,
+        method: bytes,
+        path: bytes,
+        headers: Sequence[Header],
+        body: bytes | AsyncIterable[bytes] = b"",
+    ) -> Reply:
+        """The head of the backend's reply; tried again as the policy says, never after the first byte.
+
+        Raises:
+            BackendError: no answer: not connected, too late, too many calls in flight, or the breaker is open.
+        """
+        rule = self.config.retries
+        attempts = (
+            rule.attempts if isinstance(body, bytes) else 1
+        )  # a streamed upload cannot be sent twice
+        for attempt in range(1, attempts + 1):
+            last = attempt == attempts
+            pause = rule.backoff * 2 ** (attempt - 1)
+            try:
+                reply = await self._once(method, path, headers, body)
+            except (ConnectFailed, TimedOut) as why:
+                if last or why.word not in rule.on:
+                    raise
+                logger.info("backend %s: try %d failed: %s", self.name, attempt, why.word)
+            else:
+                again = self._wait_before_retry(reply, pause)
+                if last or again is None:
+                    return reply
+                reply.close()
+                pause = again
+            await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _wait_before_retry(self, reply: Reply, pause: float) -> float | None:
+        """Seconds to wait before another try; None when the reply stands."""
+        rule = self.config.retries
+        limited = reply.status == 429 and "429" in rule.on
+        failed = reply.status >= 500 and "5xx" in rule.on
+        if not (limited or failed):
+            return None
+        asked = reply.header(b"retry-after")
+        try:
+            wait = max(pause, float(asked)) if asked is not None else pause
+        except (
+            ValueError
+        ):  # an HTTP date: rare from these backends, and seconds are what we can use
+            wait = pause
+        return wait if wait <= MAX_RETRY_AFTER_SECONDS else None
+
+    async def _once(
+        self,
+        method: bytes,
+        path: bytes,
+        headers: Sequence[Header],
+        body: bytes | AsyncIterable[bytes],
+    ) -> Reply:
+        timeout = self.config.timeout
+        if self.in_flight >= self.config.max_concurrency:
+            raise Overloaded(
+                self.name,
+                f"{self.in_flight} calls in flight, the bound is {self.config.max_concurrency}",
+            )
+        if not self.breaker.may_try(self._loop.time()):
+            raise BreakerOpen(self.name, "too many failures lately; left alone for a while")
+        self.in_flight += 1
+        try:
+            reply = await self._pool.request(
+                method,
+                path,
+                headers,
+                body,
+                connect_seconds=timeout.connect,
+                first_byte_seconds=timeout.first_token,
+                total_seconds=timeout.total,
+            )
+        except BackendError:
+            self.breaker.failed(self._loop.time())
+            raise
+        finally:
+            self.in_flight -= 1
+        if reply.status >= 500:
+            self.breaker.failed(self._loop.time())
+        else:
+            self.breaker.succeeded(self._loop.time())
+        return reply
+
+    def broke(self) -> None:
+        """A reply broke off after its head: that counts against the backend too."""
+        self.breaker.failed(self._loop.time())
+
+    def cost(self, usage: Usage) -> float:
+        """US dollars of one answer by the token prices."""
+        price = self.config.price
+        return (usage.prompt_tokens * price.input + usage.completion_tokens * price.output) / 1e6
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._pool.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """The clients of one policy, by name."""
+
+    clients: dict[str, BackendClient]
+
+    @classmethod
+    def of(cls, policy: Policy, before: "Backends | None" = None) -> "Backends":
+        """Clients for a policy; those whose settings did not change keep connections and breaker."""
+        old = before.clients if before else {}
+        clients = {
+            name: old[name]
+            if name in old and old[name].config == config
+            else BackendClient(name, config)
+            for name, config in policy.backends.items()
+        }
+        return cls(clients)
+
+    def __getitem__(self, name: str) -> BackendClient:
+        return self.clients[name]

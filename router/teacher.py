@@ -1,0 +1,139 @@
+"""Asking the teacher: the caller's bytes go out as they came, the teacher's come back as they are.
+
+Headers pass both ways but for those of the connection itself and ours. Knows one backend and no policy beyond the
+model's name.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from router.backends import BackendClient
+from router.errors import BackendError
+from router.records import Answer, Purpose
+from router.transport import Header, Reply
+from router.wire import EMPTY_REPLY, ReplyView, RequestView, read_reply
+
+_HOP_BY_HOP = frozenset(
+    (
+        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
+        b"transfer-encoding", b"upgrade", b"proxy-connection",
+    )
+)  # fmt: skip
+_NOT_TO_BACKENDS = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_NOT_TO_CALLERS = _HOP_BY_HOP | {b"content-length", b"date", b"server"}
+
+
+def request_headers(
+    headers: Iterable[Header], api_key: str | None, *, drop_key: bool, identity: bool
+) -> list[Header]:
+    """The caller's headers for a backend.
+
+    Args:
+        api_key: the backend's own key; it replaces the caller's `authorization`.
+        drop_key: the caller's key is one of ours and stays here.
+        identity: ask for an uncompressed reply, because the router reads it.
+    """
+    passed = [
+        (name, value)
+        for name, value in headers
+        if name not in _NOT_TO_BACKENDS
+        and not name.startswith(b"x-graduate-")
+        and not (identity and name == b"accept-encoding")
+        and not ((api_key is not None or drop_key) and name == b"authorization")
+    ]
+    if identity:
+        passed.append((b"accept-encoding", b"identity"))
+    if api_key is not None:
+        passed.append((b"authorization", b"Bearer " + api_key.encode()))
+    return passed
+
+
+def reply_headers(headers: Iterable[Header]) -> list[Header]:
+    """The teacher's headers for the caller, in order, names in lower case as ASGI wants them."""
+    return [(name.lower(), value) for name, value in headers if name.lower() not in _NOT_TO_CALLERS]
+
+
+def describe(view: ReplyView, status: int, body: bytes | None) -> Mapping[str, object]:
+    """The fields of an `Answer` that a reply's view gives."""
+    return {
+        "status": status,
+        "text": view.text,
+        "tool_calls": view.tool_calls,
+        "finish_reason": view.finish_reason,
+        "usage": view.usage,
+        "error": None if 200 <= status < 300 else "status",
+        "body": msgspec.Raw(body) if body and _is_json(body) else None,
+    }
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherClient:
+    """A route's teacher behind one backend."""
+
+    client: BackendClient
+    model: str | None
+    keep_key: bool
+    """Whether the caller's own key may go to the teacher: only where no keys of ours are in use."""
+
+    async def open(self, request: RequestView, headers: Iterable[Header]) -> Reply:
+        """The head of the teacher's reply.
+
+        Raises:
+            BackendError: no answer came.
+        """
+        path = request.path.removeprefix("/v1").encode()
+        sent = request_headers(
+            headers, self.client.api_key, drop_key=not self.keep_key, identity=True
+        )
+        return await self.client.send(b"POST", path, sent, request.with_model(self.model))
+
+    def answer(
+        self, request: RequestView, view: ReplyView, status: int, seconds: float, purpose: Purpose,
+        body: bytes | None = None, first: float | None = None, error: str | None = None,
+    ) -> Answer:  # fmt: skip
+        """The answer that a reply amounts to."""
+        found = Answer(
+            role="teacher",
+            backend=self.client.name,
+            model=view.model or self.model or request.model,
+            purpose=purpose,
+            latency_seconds=seconds,
+            first_token_seconds=first,
+            cost_usd=self.client.cost(view.usage),
+            **describe(view, status, body),  # type: ignore[arg-type]
+        )
+        return msgspec.structs.replace(found, error=error) if error else found
+
+    def no_answer(
+        self, request: RequestView, why: BackendError, seconds: float, purpose: Purpose
+    ) -> Answer:
+        """The answer that an exception amounts to."""
+        return Answer(
+            role="teacher", backend=self.client.name, model=self.model or request.model,
+            purpose=purpose, latency_seconds=seconds, error=why.word,
+        )  # fmt: skip
+
+    async def ask(
+        self, request: RequestView, headers: Iterable[Header], purpose: Purpose
+    ) -> Answer:
+        """The whole answer, unseen by the caller: for audits and noise. Never raises."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            reply = await self.open(request, headers)
+            body = await reply.read()
+        except BackendError as why:
+            return self.no_answer(request, why, loop.time() - began, purpose)
+        view = read_reply(body) or EMPTY_REPLY
+        return self.answer(request, view, reply.status, loop.time() - began, purpose, body)
