@@ -69,7 +69,7 @@ class OperationsApi:
                 "model_dtype": worker.info.dtype,
                 "model_device_type": "cpu",
                 "model_pipeline_tag": "text-generation",
-                "max_concurrent_requests": self._state.settings.max_concurrent_requests,
+                "max_concurrent_requests": worker.info.max_concurrent_requests,
                 "max_best_of": limits.max_best_of,
                 "max_stop_sequences": limits.max_stop_sequences,
                 "max_input_length": limits.max_input_length,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from serving.errors import OperatorError
-from serving.quantities import seconds
+from serving.quantities import seconds, size_bytes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +20,9 @@ app = typer.Typer(
 Value = TypeVar("Value")
 console = Console(stderr=True)
 
+HomeOption = Annotated[
+    Path, typer.Option("--home", help="State folder; made when it is not there.")
+]
 HostOption = Annotated[str, typer.Option(help="Address to bind.")]
 
 
@@ -90,3 +93,70 @@ def replay(
             )
 
     serve(create_replay_app(rows, settings), listener, on_ready=ready, drain_seconds=5)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str, typer.Option(help="Base model: a folder, a GGUF file, a hub id, or smollm2.")
+    ],
+    adapters: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|S3", help="Adapter registry; default is HOME/adapters."),
+    ] = None,
+    host: HostOption = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8081,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default is one for each core.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Requests in one batch.")] = 32,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait; above it a 429.")
+    ] = 256,
+    max_total_tokens: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens of prompt and answer; default is the model's own limit."),
+    ] = None,
+    adapter_memory: Annotated[str, typer.Option(help="Memory for resident adapters.")] = "512MiB",
+    home: HomeOption = Path(".graduate"),
+    drain: Annotated[str, typer.Option(help="Time open requests get after SIGTERM.")] = "30s",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the address as JSON when ready.")
+    ] = False,
+) -> None:
+    """Serve many LoRA adapters on one base model, with LoRAX's and OpenAI's HTTP routes.
+
+    Example: graduate serving serve --model smollm2 --adapters .graduate/adapters --port 8081
+    """
+    from serving.launch import launch
+    from serving.listen import address_of, bind
+    from serving.settings import ServeSettings
+
+    settings = ServeSettings(
+        model=model,
+        adapters=adapters or str(home / "adapters"),
+        models=home / "models",
+        threads=threads,
+        max_batch=max_batch,
+        queue=queue,
+        max_total_tokens=max_total_tokens,
+        adapter_memory_bytes=parsed(size_bytes, adapter_memory, "--adapter-memory"),
+        drain_seconds=parsed(seconds, drain, "--drain"),
+    )
+
+    def ready(address: str, base_id: str, count: int) -> None:
+        if as_json:
+            typer.echo(json.dumps({"address": address, "model": base_id, "adapters": count}))
+        else:
+            console.print(
+                f"student server: {base_id} and {count} adapter versions at {address}",
+                highlight=False,
+            )
+
+    try:
+        listener = bind(host, port)
+        launch(
+            settings, listener, lambda base_id, count: ready(address_of(listener), base_id, count)
+        )
+    except OperatorError as why:
+        raise fail(why) from why

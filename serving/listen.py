@@ -4,7 +4,8 @@ The socket is bound before anything slow is loaded, so that an occupied port is 
 middle of a traceback.
 """
 
-import asyncio
+import contextlib
+import signal
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -84,5 +85,11 @@ def serve(
         server_header=False,
     )
     server = Server(config, on_ready)
-    asyncio.run(server.serve(sockets=[listener]))
+    # uvicorn drains, then raises the signal again for whoever had it before: a drained server ends with status 0.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return server.started
