@@ -1,0 +1,65 @@
+"""Puts the student server together: registry, base model, worker, app. Says what is wrong as OperatorError."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from serving import base_model
+from serving.app import create_app
+from serving.errors import OperatorError
+from serving.fetch import fetch_smollm2
+from serving.listen import serve
+from serving.registry import Registry
+from serving.settings import AppSettings, ServeSettings
+from serving.worker import Worker, WorkerSettings
+
+SMOLLM2 = "smollm2"
+"""Model name that stands for the small model that pip can fetch."""
+
+
+def launch(
+    settings: ServeSettings, listener: socket.socket, on_ready: Callable[[str, int], None]
+) -> None:
+    """Serve until a signal; `on_ready` gets the base model's id and the number of adapter versions.
+
+    Raises:
+        OperatorError: the model or the registry cannot be used, or the worker does not start.
+    """
+    registry = open_registry(settings.adapters)
+    model = settings.model
+    if model == SMOLLM2:
+        model = str(fetch_smollm2(settings.models))
+    base = base_model.load(model, settings.models)
+    worker = Worker(
+        base,
+        registry,
+        WorkerSettings(
+            threads=settings.threads,
+            max_batch=settings.max_batch,
+            queue=settings.queue,
+            max_total_tokens=settings.max_total_tokens,
+            adapter_memory_bytes=settings.adapter_memory_bytes,
+        ),
+    )
+    started = serve(
+        create_app(worker, registry, AppSettings()),
+        listener,
+        on_ready=lambda: on_ready(base.id, len(registry.list())),
+        drain_seconds=settings.drain_seconds,
+    )
+    if not started:
+        raise OperatorError("the worker did not start; its reason is above")
+
+
+def open_registry(place: str) -> Registry:
+    """The registry at a folder, made when it is not there, or at an address such as `s3://bucket/adapters`.
+
+    Raises:
+        OperatorError: the place is a file, or cannot be made.
+    """
+    if "://" not in place:
+        try:
+            Path(place).mkdir(parents=True, exist_ok=True)
+        except OSError as why:
+            raise OperatorError(f"--adapters {place}: {why.strerror}") from why
+    return Registry(place)
