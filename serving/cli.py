@@ -1,43 +1,22 @@
 """`graduate serving`: the student server, its adapters, and the replay teacher. Heavy imports only inside the commands."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from serving.adapters_cli import app as adapters_app
 from serving.errors import OperatorError
 from serving.quantities import seconds, size_bytes
+from serving.terminal import HomeOption, HostOption, console, fail, parsed
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Serve LoRA students on one base model; list adapters; replay a recorded teacher.",
 )
 
-Value = TypeVar("Value")
-console = Console(stderr=True)
-
-HomeOption = Annotated[
-    Path, typer.Option("--home", help="State folder; made when it is not there.")
-]
-HostOption = Annotated[str, typer.Option(help="Address to bind.")]
-
-
-def fail(message: object) -> typer.Exit:
-    """Says what the operator did wrong on stderr; raise the result to end with status 2."""
-    console.print(f"[bold red]error:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
-    return typer.Exit(2)
-
-
-def parsed(parse: Callable[[str], Value], text: str, option: str) -> Value:
-    """`parse(text)`; a ValueError becomes a message that names the option."""
-    try:
-        return parse(text)
-    except ValueError as why:
-        raise fail(f"{option} {why}") from why
+app.add_typer(adapters_app, name="adapters")
 
 
 @app.command()

@@ -191,11 +191,11 @@ async def merged(
     try:
         left = len(jobs)
         while left:
-            index, item = await queue.get()
-            if isinstance(item, ServingError):
-                raise item
-            left -= isinstance(item, Finished)
-            yield index, item
+            index, found = await queue.get()
+            if isinstance(found, ServingError):
+                raise found
+            left -= isinstance(found, Finished)
+            yield index, found
     finally:
         for task in tasks:
             task.cancel()
