@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serving.errors import OperatorError, ServingError
+from serving.errors import OperatorError
 from serving.terminal import HomeOption, fail
 
 if TYPE_CHECKING:
@@ -49,12 +49,14 @@ def list_adapters(
 
     Example: graduate serving adapters list --home .graduate
     """
+    from serving.registry import RegistryError
+
     registry = _registry(adapters, home)
     rows = []
     for ref in registry.list():
         try:
             rows.append({"id": ref.id, **_manifest(registry, ref)})
-        except ServingError as why:
+        except RegistryError as why:
             rows.append({"id": ref.id, "error": str(why)})
     if as_json:
         typer.echo(json.dumps(rows, indent=2, default=str))
@@ -83,11 +85,13 @@ def show(
 
     Example: graduate serving adapters show tickets/latest --json
     """
+    from serving.registry import RegistryError
+
     registry = _registry(adapters, home)
     try:
         ref = registry.resolve(adapter)
         manifest = {"id": ref.id, **_manifest(registry, ref)}
-    except ServingError as why:
+    except RegistryError as why:
         raise fail(why) from why
     if as_json:
         typer.echo(json.dumps(manifest, indent=2, default=str))

@@ -1,5 +1,6 @@
 """LoRAX's own routes: `/`, `/generate`, `/generate_stream`, `/tokenize`. Errors of their streams come inside a 200."""
 
+import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -9,7 +10,7 @@ from starlette.routing import Route
 
 from serving import error_bodies, exchange, headers, sse, wire_native
 from serving.bodies import BodyRefused, json_response, read_body, unless_gone
-from serving.errors import ServingError
+from serving.errors import AdapterFailed, ServingError
 from serving.generation import Finished, Job, TokenOut
 from serving.state import State
 from serving.wire import Ask
@@ -36,7 +37,7 @@ class NativeApi:
         """`POST /`, which lorax-client uses: a stream, or a list of one response."""
         body = await self._body(request)
         if body.stream:
-            return self._stream(body)
+            return await self._stream(body)
         return await self._whole(request, body, as_list=True)
 
     async def generate(self, request: Request) -> Response:
@@ -45,7 +46,7 @@ class NativeApi:
 
     async def generate_stream(self, request: Request) -> Response:
         """`POST /generate_stream`: events."""
-        return self._stream(await self._body(request))
+        return await self._stream(await self._body(request))
 
     async def tokenize(self, request: Request) -> Response:
         """`POST /tokenize`: tokens and their places."""
@@ -63,7 +64,8 @@ class NativeApi:
     async def _ask(self, body: NativeRequest, *, streaming: bool) -> tuple[Ask, Job]:
         ask = wire_native.ask(body, self._state.limits, self._state.base_id, streaming=streaming)
         ids = await self._state.prompts.encode(body.inputs, add_special_tokens=True)
-        return ask, ask.job(ids, self._state.limits)
+        ref = await self._state.resolve(ask.adapter_id)
+        return ask, ask.job(ids, self._state.limits, ref.id if ref else None)
 
     async def _whole(
         self, request: Request, body: NativeRequest, *, as_list: bool = False
@@ -82,9 +84,12 @@ class NativeApi:
             headers=self._state.headers(meter, [end for end, _ in found], len(body.inputs)),
         )
 
-    def _stream(self, body: NativeRequest) -> Response:
+    async def _stream(self, body: NativeRequest) -> Response:
         parameters = body.parameters or wire_native.Parameters()
-        named = self._state.resolved(parameters.adapter_id)
+        named = parameters.adapter_id
+        with contextlib.suppress(AdapterFailed):  # said by the stream itself
+            ref = await self._state.resolve(named)
+            named = ref.id if ref else None
         return self._state.stream(
             self._events(body),
             headers.identity(self._state.base_id, named)

@@ -4,6 +4,7 @@ A request that cannot start gets a real status, also when it asked for a stream;
 error event and no `[DONE]`.
 """
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -76,10 +77,10 @@ class OpenAiApi:
             body = await self._body(request, ChatRequest, meter)
             ask = wire_openai.chat_ask(body, self._state.limits, self._state.base_id)
             messages = wire_openai.text_messages(body.messages)
-            ref = None if ask.adapter_id is None else self._state.registry.resolve(ask.adapter_id)
-            text = self._state.prompts.chat(messages, ref)
+            ref = await self._state.resolve(ask.adapter_id)
+            text = await self._state.prompts.chat(messages, ref)
             ids = await self._state.prompts.encode(text, add_special_tokens=False)
-            job = ask.job(ids, self._state.limits)
+            job = ask.job(ids, self._state.limits, ref.id if ref else None)
             return await self._answer(request, _chat(body, text), ask, job, meter)
 
     async def completions(self, request: Request) -> Response:
@@ -87,11 +88,10 @@ class OpenAiApi:
         with self._state.meter() as meter:
             body = await self._body(request, CompletionRequest, meter)
             ask = wire_openai.completion_ask(body, self._state.limits, self._state.base_id)
-            if ask.adapter_id is not None:
-                self._state.registry.resolve(ask.adapter_id)
+            ref = await self._state.resolve(ask.adapter_id)
             text = wire_openai.single_prompt(body)
             ids = await self._state.prompts.encode(text, add_special_tokens=True)
-            job = ask.job(ids, self._state.limits)
+            job = ask.job(ids, self._state.limits, ref.id if ref else None)
             return await self._answer(request, _completion(body, text), ask, job, meter)
 
     async def _body(self, request: Request, kind: type[Body], meter: Meter) -> Body:
@@ -111,7 +111,7 @@ class OpenAiApi:
         head = replies.Head(
             id=f"{'chatcmpl' if flavour.kind.startswith('chat') else 'cmpl'}-{uuid.uuid4().hex}",
             created=int(time.time()),
-            model=self._state.resolved(job.adapter_id) or self._state.base_id,
+            model=job.adapter_id or self._state.base_id,
             fingerprint=f"graduate-{self._state.settings.version}",
         )
         if flavour.request.stream:
@@ -137,7 +137,7 @@ class OpenAiApi:
         meter.hand_over()
         return self._state.stream(
             self._chunks(flavour, head, job.sampling, first, items, meter),
-            headers.identity(self._state.base_id, self._state.resolved(job.adapter_id))
+            headers.identity(self._state.base_id, job.adapter_id)
             | {"x-compute-characters": str(len(flavour.prompt))},
         )
 
@@ -174,7 +174,7 @@ class OpenAiApi:
 
     async def models(self, _: Request) -> Response:
         """`GET /v1/models`: the base model and every adapter version of the registry."""
-        names = [ref.id for ref in self._state.registry.list()]
+        names = [ref.id for ref in await asyncio.to_thread(self._state.registry.list)]
         return json_response(
             replies.models(self._state.started_at, self._state.base_id, iter(names))
         )
@@ -184,7 +184,7 @@ class OpenAiApi:
         body = await read_body(
             request, LoadAdapter, self._state.settings.max_body_bytes, needs_content_type=False
         )
-        version = self._state.registry.resolve(body.lora_name).id
+        version = await self._version(body.lora_name)
         if version in self._state.worker.resident():
             raise InvalidRequest(f"The lora adapter '{body.lora_name}' has already been loaded.")
         await self._state.worker.load(version)
@@ -195,12 +195,18 @@ class OpenAiApi:
         body = await read_body(
             request, UnloadAdapter, self._state.settings.max_body_bytes, needs_content_type=False
         )
-        version = self._state.registry.resolve(body.lora_name).id
+        version = await self._version(body.lora_name)
         if version not in self._state.worker.resident():
             text = f"The lora adapter '{body.lora_name}' cannot be found."
             return json_response(error_bodies.vanished(text), 404)
         await self._state.worker.unload(version)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    async def _version(self, name: str) -> str:
+        ref = await self._state.resolve(name)
+        if ref is None:
+            raise InvalidRequest(f"lora_name: {name!r} is the base model")
+        return ref.id
 
 
 def _chat(body: ChatRequest, prompt: str) -> Flavour:

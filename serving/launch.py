@@ -7,14 +7,10 @@ from pathlib import Path
 from serving import base_model
 from serving.app import create_app
 from serving.errors import OperatorError
-from serving.fetch import fetch_smollm2
 from serving.listen import serve
 from serving.registry import Registry
 from serving.settings import AppSettings, ServeSettings
 from serving.worker import Worker, WorkerSettings
-
-SMOLLM2 = "smollm2"
-"""Model name that stands for the small model that pip can fetch."""
 
 
 def launch(
@@ -26,10 +22,7 @@ def launch(
         OperatorError: the model or the registry cannot be used, or the worker does not start.
     """
     registry = open_registry(settings.adapters)
-    model = settings.model
-    if model == SMOLLM2:
-        model = str(fetch_smollm2(settings.models))
-    base = base_model.load(model, settings.models)
+    base = base_model.load(settings.model, settings.models)
     worker = Worker(
         base,
         registry,

@@ -4,13 +4,23 @@ Knows no HTTP. Long texts are encoded in a thread, so that one of them does not 
 """
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from serving.chat import Messages, render_chat, render_prompt
-from serving.errors import InvalidRequest
-from serving.registry import AdapterRef, Registry
+from serving.errors import AdapterFailed, InvalidRequest
+from serving.registry import AdapterRef, Registry, RegistryError
 
 LONG_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How an adapter wants a chat to be read."""
+
+    prompt: str | None
+    max_input_chars: int | None
+    chat_template: str | None
 
 
 class Prompts:
@@ -19,7 +29,7 @@ class Prompts:
     def __init__(self, tokenizer: Any, registry: Registry) -> None:
         self._tokenizer = tokenizer
         self._registry = registry
-        self._templates: dict[AdapterRef, str | None] = {}
+        self._readings: dict[AdapterRef, Reading] = {}
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text."""
@@ -55,7 +65,7 @@ class Prompts:
             )
         ]
 
-    def chat(self, messages: Messages, ref: AdapterRef | None) -> str:
+    async def chat(self, messages: Messages, ref: AdapterRef | None) -> str:
         """The text of a chat, as the adapter was trained to read it.
 
         An adapter's manifest may hold a prompt, its folder a `chat_template.jinja`; without either the base model's
@@ -66,14 +76,18 @@ class Prompts:
         """
         if ref is None:
             return render_chat(self._tokenizer, None, messages)
-        manifest = self._registry.manifest(ref)
-        if manifest.prompt is not None:
-            return render_prompt(manifest.prompt, messages, manifest.max_input_chars)
-        return render_chat(self._tokenizer, self._template(ref), messages)
+        if ref not in self._readings:  # published versions never change, so each is read once
+            self._readings[ref] = await asyncio.to_thread(self._read, ref)
+        reading = self._readings[ref]
+        if reading.prompt is not None:
+            return render_prompt(reading.prompt, messages, reading.max_input_chars)
+        return render_chat(self._tokenizer, reading.chat_template, messages)
 
-    def _template(self, ref: AdapterRef) -> str | None:
-        """The adapter's own chat template; published versions never change, so it is read once."""
-        if ref not in self._templates:
+    def _read(self, ref: AdapterRef) -> Reading:
+        try:
+            manifest = self._registry.manifest(ref)
             file = self._registry.open_local(ref) / "chat_template.jinja"
-            self._templates[ref] = file.read_text() if file.is_file() else None
-        return self._templates[ref]
+            template = file.read_text() if file.is_file() else None
+        except (RegistryError, OSError) as why:
+            raise AdapterFailed(str(why)) from why
+        return Reading(manifest.prompt, manifest.max_input_chars, template)

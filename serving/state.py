@@ -1,5 +1,6 @@
 """What every route needs: worker, registry, prompts, limits, metrics. Built by `app.create_app`."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from serving.exchange import Meter
 from serving.generation import Finished
 from serving.metrics import ServingMetrics
 from serving.prompts import Prompts
-from serving.registry import Registry
+from serving.registry import AdapterRef, Registry, RegistryError
 from serving.settings import AppSettings
 from serving.wire import Limits, adapter_or_base
 from serving.worker import Worker
@@ -35,15 +36,19 @@ class State:
         """A meter for a request that starts now."""
         return Meter(self.metrics, self.worker)
 
-    def resolved(self, name: str | None) -> str | None:
-        """The version that a name means now, for a header; the name itself when there is no such adapter."""
+    async def resolve(self, name: str | None) -> AdapterRef | None:
+        """The version that a name means now; None for the base model. The registry may be a bucket: asked in a thread.
+
+        Raises:
+            AdapterFailed: from the registry's own error, which says whether the name is unknown.
+        """
         adapter = adapter_or_base(name, self.base_id)
         if adapter is None:
             return None
         try:
-            return self.registry.resolve(adapter).id
-        except AdapterFailed:
-            return adapter
+            return await asyncio.to_thread(self.registry.resolve, adapter)
+        except (RegistryError, OSError) as why:
+            raise AdapterFailed(str(why)) from why
 
     def headers(
         self, meter: Meter, ends: Sequence[Finished], prompt_characters: int

@@ -35,8 +35,8 @@ class Ask:
     num_sequences: int = 1
     want_prompt_logprobs: bool = False
 
-    def job(self, prompt_ids: Sequence[int], limits: Limits) -> Job:
-        """The generation to submit.
+    def job(self, prompt_ids: Sequence[int], limits: Limits, version: str | None = None) -> Job:
+        """The generation to submit; `version` is what `adapter_id` means now.
 
         Raises:
             InvalidRequest: the prompt, or prompt and answer together, are longer than the limits; with the numbers.
@@ -57,7 +57,7 @@ class Ask:
         return Job(
             prompt_ids=tuple(prompt_ids),
             sampling=replace(self.sampling, max_new_tokens=budget),
-            adapter_id=self.adapter_id,
+            adapter_id=version,
             want_prompt_logprobs=self.want_prompt_logprobs,
         )
 
