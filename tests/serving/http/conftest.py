@@ -1,0 +1,184 @@
+"""A really running server: a tiny random base model, three adapter versions, uvicorn in a thread on a free port."""
+
+import asyncio
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import torch
+import uvicorn
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+)
+PROMPT = "T: {input}\nA:"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveServer:
+    """Where it is, and what it serves."""
+
+    url: str
+    base_id: str
+    adapters: list[str]
+    prompted: str
+    """The adapter whose manifest has a prompt, and an input cut at 8 characters."""
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on a few lines, with an end-of-sequence token and a chat template."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(["hello world, where is my order? I want a refund"] * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<eos>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def tiny_model(folder: Path) -> LlamaForCausalLM:
+    """A two-layer Llama with random weights, saved with its tokenizer."""
+    torch.manual_seed(0)
+    text = tokenizer()
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(text),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            eos_token_id=text.eos_token_id,
+            bos_token_id=None,
+            initializer_range=0.2,
+        )
+    )
+    model.save_pretrained(folder)
+    text.save_pretrained(folder)
+    return model
+
+
+def random_adapter(base: Path, folder: Path, seed: int, modules: list[str]) -> Path:
+    """A rank-4 adapter whose B is not zero, saved by PEFT."""
+    torch.manual_seed(seed)
+    model: Any = LlamaForCausalLM.from_pretrained(base)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=modules, task_type="CAUSAL_LM")
+    with warnings.catch_warnings():  # peft asks transformers by an old name
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        adapted = get_peft_model(model, config)
+    for name, weights in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weights, std=0.3)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def publish(root: Path, base: Any, folder: Path, seed: int) -> list[str]:
+    """`tickets/1`, `tickets/2` and, with a prompt, `mail/1`."""
+    from serving.registry import ManifestFields, Registry
+
+    registry = Registry(root)
+    fields = ManifestFields(
+        base_model=base.id,
+        base_model_digest=base.digest,
+        rank=4,
+        alpha=16,
+        target_modules=("q_proj", "v_proj"),
+        prompt=None,
+        max_input_chars=None,
+        route="tickets",
+        answer={"kind": "text"},
+        metrics={"test_accuracy": 0.9},
+    )
+    prompted = msgspec.structs.replace(fields, prompt=PROMPT, max_input_chars=8)
+    return [
+        registry.publish(
+            name,
+            random_adapter(
+                folder,
+                root.parent / f"adapter-{seed + number}",
+                seed + number,
+                list(given.target_modules),
+            ),
+            given,
+            {},
+        ).id
+        for number, (name, given) in enumerate(
+            [("tickets", fields), ("tickets", fields), ("mail", prompted)]
+        )
+    ]
+
+
+@contextmanager
+def running(root: Path, **worker_settings: Any) -> Iterator[LiveServer]:
+    """A server over a fresh model and registry under `root`."""
+    from serving.worker import Worker, WorkerSettings
+
+    from serving import base_model
+    from serving.app import create_app
+    from serving.listen import address_of, bind
+    from serving.registry import Registry
+    from serving.settings import AppSettings
+
+    tiny_model(root / "model")
+    base = base_model.load(str(root / "model"), root / "cache")
+    adapters = publish(root / "registry", base, root / "model", seed=1)
+    registry = Registry(root / "registry")
+    worker = Worker(base, registry, WorkerSettings(**worker_settings))
+    listener = bind("127.0.0.1", 0)
+    config = uvicorn.Config(
+        create_app(worker, registry, AppSettings()), log_level="warning", lifespan="on"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield LiveServer(address_of(listener), base.id, adapters, adapters[-1])
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """One server for all tests."""
+    with running(tmp_path_factory.mktemp("server")) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def crowded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server that runs one request at a time and lets one wait."""
+    with running(tmp_path_factory.mktemp("crowded"), max_batch=1, queue=1) as live:
+        yield live
+
+
+@pytest.fixture
+def http(server: LiveServer) -> Iterator[httpx.Client]:
+    """A plain HTTP client of the server."""
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=20) as client:
+        yield client
