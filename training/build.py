@@ -75,9 +75,7 @@ def rows_from_traffic(records: Iterable[Record]) -> Iterator[Row]:
         messages = body.get("messages") if isinstance(body, dict) else None
         if not isinstance(messages, list) or not messages:
             continue
-        yield Row(
-            record.id, tuple(messages), answer.text, None, "traffic", answer.model, record.at
-        )
+        yield Row(record.id, tuple(messages), answer.text, None, "traffic", answer.model, record.at)
 
 
 def rows_from_file(
@@ -124,7 +122,9 @@ def rows_from_file(
             if isinstance(value, dict | list):
                 value = json.dumps(value, ensure_ascii=False)
             if value is not None and not isinstance(value, str):
-                raise DataError(f"{path}: line {number}: {key!r} = {value!r}: allowed: text or JSON")
+                raise DataError(
+                    f"{path}: line {number}: {key!r} = {value!r}: allowed: text or JSON"
+                )
             answers[name] = value
         yield Row(
             str(data.get("id") or f"{path.stem}-{number}"),

@@ -39,20 +39,35 @@ def since(text: str | None, now: float) -> float | None:
 def build(
     route: Annotated[str, typer.Option(help="Route of the policy.")],
     home: Annotated[Path, typer.Option(help="State folder.")] = Path(".graduate"),
-    policy: Annotated[Path | None, typer.Option(help="Policy file; default HOME/policy.yaml.")] = None,
-    since_: Annotated[str | None, typer.Option("--since", help='Only traffic since: "7d" or ISO 8601.')] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Policy file; default HOME/policy.yaml.")
+    ] = None,
+    since_: Annotated[
+        str | None, typer.Option("--since", help='Only traffic since: "7d" or ISO 8601.')
+    ] = None,
     until: Annotated[str | None, typer.Option(help="Only traffic before.")] = None,
-    file: Annotated[list[Path] | None, typer.Option(help="More rows: JSON Lines; may be given again.")] = None,
-    test_file: Annotated[list[Path] | None, typer.Option(help="Rows that are test rows for good.")] = None,
-    gold_file: Annotated[list[Path] | None, typer.Option(help="Gold answers for logged inputs: rows with input and gold.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="More rows: JSON Lines; may be given again.")
+    ] = None,
+    test_file: Annotated[
+        list[Path] | None, typer.Option(help="Rows that are test rows for good.")
+    ] = None,
+    gold_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Gold answers for logged inputs: rows with input and gold."),
+    ] = None,
     input_key: Annotated[str, typer.Option(help="Key of the input in files.")] = "text",
-    teacher_key: Annotated[str, typer.Option(help="Key of the teacher's answer in files.")] = "teacher",
+    teacher_key: Annotated[
+        str, typer.Option(help="Key of the teacher's answer in files.")
+    ] = "teacher",
     gold_key: Annotated[str, typer.Option(help="Key of the gold answer in files.")] = "gold",
     traffic: Annotated[bool, typer.Option(help="Read the traffic log.")] = True,
     test_share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.2,
     validation_share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.15,
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
-    database: Annotated[str | None, typer.Option(help="URL of the reviews; default HOME/graduate.db.")] = None,
+    database: Annotated[
+        str | None, typer.Option(help="URL of the reviews; default HOME/graduate.db.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build a dataset from the traffic log, reviews and files.
@@ -72,7 +87,9 @@ def build(
         keys = {"input_key": input_key, "teacher_key": teacher_key, "gold_key": gold_key}
         rows: list[core.Row] = []
         if traffic:
-            rows += core.rows_from_traffic(scan(place.traffic, routes=[route], since=start, until=end))
+            rows += core.rows_from_traffic(
+                scan(place.traffic, routes=[route], since=start, until=end)
+            )
         for path in file or []:
             rows += core.rows_from_file(path, **keys)
         for path in test_file or []:
@@ -96,6 +113,7 @@ def _reviews(url: str, route: str) -> list[Any]:
     """Labels of the review queue, as the builder reads them; none when no monitor has run yet."""
     from monitoring.review import ReviewQueue
     from monitoring.store import open_store
+
     from training.build import Reviewed
 
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():

@@ -98,14 +98,18 @@ class Dataset:
         except (OSError, msgspec.MsgspecError, pa.ArrowInvalid) as why:
             raise DataError(f"{path}: not a dataset: {why}") from why
         if info.schema > SCHEMA:
-            raise DataError(f"{info_file}: schema {info.schema} is newer than {SCHEMA}; update graduate")
+            raise DataError(
+                f"{info_file}: schema {info.schema} is newer than {SCHEMA}; update graduate"
+            )
         examples = tuple(
             msgspec.convert({**row, "messages": msgspec.json.decode(row["messages"])}, Example)
             for row in rows
         )
         found = digest_of(examples)
         if found != info.digest:
-            raise DataError(f"{rows_file}: digest {found} is not {info.digest} of dataset.json: changed")
+            raise DataError(
+                f"{rows_file}: digest {found} is not {info.digest} of dataset.json: changed"
+            )
         return cls(path, info, examples)
 
 
@@ -151,9 +155,7 @@ def class_of(completion: str, answer: dict[str, Any]) -> str | None:
     return str(value.get(fields[0])) if isinstance(value, dict) else None
 
 
-def count_classes(
-    examples: Sequence[Example], answer: dict[str, Any]
-) -> dict[str, dict[str, int]]:
+def count_classes(examples: Sequence[Example], answer: dict[str, Any]) -> dict[str, dict[str, int]]:
     """Rows of each class in each split, {} where the answer has no classes."""
     counted: dict[str, dict[str, int]] = {}
     for split in SPLITS:

@@ -1,10 +1,10 @@
 """What can go wrong in training; each is the operator's or the data's fault and says what to change.
 
-    TrainingError
-    ├── ConfigError       a key of the run file or a flag
-    ├── DataError         the data cannot be trained or evaluated on: which file, row, column, value
-    ├── PreflightFailed   the hard gate before fitting
-    └── PublishRefused    a lint, parity or quality gate said no
+TrainingError
+├── ConfigError       a key of the run file or a flag
+├── DataError         the data cannot be trained or evaluated on: which file, row, column, value
+├── PreflightFailed   the hard gate before fitting
+└── PublishRefused    a lint, parity or quality gate said no
 """
 
 

@@ -272,11 +272,15 @@ def write(report: Evaluation, dataset: Dataset, folder: Path) -> dict[str, Path]
     """`evaluation.json` and its pictures in `folder`; names of what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {"evaluation": folder / "evaluation.json"}
-    files["evaluation"].write_bytes(msgspec.json.format(msgspec.json.encode(_plain(report)), indent=2))
+    files["evaluation"].write_bytes(
+        msgspec.json.format(msgspec.json.encode(_plain(report)), indent=2)
+    )
     for test in report.tests:
         for name, found in test.line(STUDENT).figures.fields.items():
             path = folder / f"confusion-{test.split}-{name}.png"
-            classes = sorted({*found.confusion, *(a for row in found.confusion.values() for a in row)})
+            classes = sorted(
+                {*found.confusion, *(a for row in found.confusion.values() for a in row)}
+            )
             plots.confusion(found.confusion, classes, f"student, {name}, {test.split}", path)
             files[f"confusion {name} {test.split}"] = path
         if test.hybrid:

@@ -13,11 +13,18 @@ if TYPE_CHECKING:
 def evaluate(
     run: Annotated[Path | None, typer.Option(help="Run folder; default: the newest one.")] = None,
     home: Annotated[Path, typer.Option(help="State folder.")] = Path(".graduate"),
-    policy: Annotated[Path | None, typer.Option(help="Policy file, for the teacher's price.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Policy file, for the teacher's price.")
+    ] = None,
     margin: Annotated[
-        float, typer.Option(help="How much worse than the teacher still counts as not inferior.", min=0, max=1)
+        float,
+        typer.Option(
+            help="How much worse than the teacher still counts as not inferior.", min=0, max=1
+        ),
     ] = 0.05,
-    zero_shot: Annotated[bool, typer.Option(help="Also score the base model without an adapter.")] = True,
+    zero_shot: Annotated[
+        bool, typer.Option(help="Also score the base model without an adapter.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Score a run on its frozen test sets beside majority, TF-IDF, the base model and the teacher.

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 DatasetOption = Annotated[
-    Path | None, typer.Option("--dataset", help="Dataset folder; default: the newest one in the home.")
+    Path | None,
+    typer.Option("--dataset", help="Dataset folder; default: the newest one in the home."),
 ]
 ModelOption = Annotated[
     str, typer.Option("--model", help="Base model: a folder, a GGUF file, a hub id, or smollm2.")
@@ -56,7 +57,9 @@ def fit(
     model: ModelOption = "smollm2",
     config: ConfigOption = None,
     assign: SetOption = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder; an interrupted run in it goes on.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder; an interrupted run in it goes on.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train an adapter: preflight first, then LoRA with early stopping; a loss curve and checkpoints in the run folder.
@@ -86,7 +89,9 @@ def fit(
         if not as_json:
             core.show(report, False, err)
         core.enforce(report)
-        folder = run or place.runs / f"{data.info.task}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        folder = (
+            run or place.runs / f"{data.info.task}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        )
         with progress_bar(quiet=as_json) as tell:
 
             def told(event: FitEvent) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen before pyplot is imported)
+from matplotlib import pyplot as plt
 
 TEACHER, STUDENT, OTHER = "#b45309", "#1d4ed8", "#6b7280"
 
@@ -88,9 +88,21 @@ def hybrid_curve(
         reference: what accuracy is measured against, `gold` or `teacher`.
     """
     figure, axes = _figure(6.4, 4.0)
-    axes.plot([100 * s for s in shares], [100 * a for a in accuracies], color=STUDENT, lw=2, label="student + teacher")
+    axes.plot(
+        [100 * s for s in shares],
+        [100 * a for a in accuracies],
+        color=STUDENT,
+        lw=2,
+        label="student + teacher",
+    )
     if teacher is not None:
-        axes.axhline(100 * teacher, color=TEACHER, ls="--", lw=1.4, label=f"teacher alone {100 * teacher:.1f}")
+        axes.axhline(
+            100 * teacher,
+            color=TEACHER,
+            ls="--",
+            lw=1.4,
+            label=f"teacher alone {100 * teacher:.1f}",
+        )
     if chosen is not None:
         share, accuracy, (low, high) = chosen
         axes.errorbar(
@@ -98,6 +110,10 @@ def hybrid_curve(
             fmt="o", color="black", capsize=4, zorder=5,
             label=f"cut fixed on validation: {100 * accuracy:.1f} at {100 * share:.0f} % handed over",
         )  # fmt: skip
-    axes.set(xlabel="handed to the teacher, % of requests (least confident first)", ylabel=f"right against {reference}, %", title=title)
+    axes.set(
+        xlabel="handed to the teacher, % of requests (least confident first)",
+        ylabel=f"right against {reference}, %",
+        title=title,
+    )
     axes.legend(frameon=False, loc="lower right")
     _save(figure, path)

@@ -83,7 +83,9 @@ def greedy(
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for i, prompt in enumerate(prompts):  # padded on the left: all rows' next token is in the last column
+    for i, prompt in enumerate(
+        prompts
+    ):  # padded on the left: all rows' next token is in the last column
         ids[i, longest - len(prompt) :] = torch.tensor(list(prompt))
         mask[i, longest - len(prompt) :] = 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)

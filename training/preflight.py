@@ -95,7 +95,9 @@ def _judge(
     if not train:
         refusals.append("no training rows")
     if not held:
-        refusals.append("no validation rows: early stopping has nothing to go by; raise --validation-share")
+        refusals.append(
+            "no validation rows: early stopping has nothing to go by; raise --validation-share"
+        )
     if cut > config.max_cut_share:
         refusals.append(
             f"{100 * cut:.0f} % of the inputs are cut at max_input_chars={dataset.info.max_input_chars}; allowed: "
@@ -107,7 +109,9 @@ def _judge(
     longest = max((len(row) for row in train), default=0)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and longest > limit:
-        refusals.append(f"a row has {longest} tokens, the model takes {limit}; lower max_input_chars")
+        refusals.append(
+            f"a row has {longest} tokens, the model takes {limit}; lower max_input_chars"
+        )
     classes = dataset.info.classes.get("train", {})
     everywhere = {name for split in dataset.info.classes.values() for name in split}
     missing = sorted(everywhere - set(classes))
@@ -118,13 +122,18 @@ def _judge(
         warnings.append(f"fewer than 5 training rows of class {', '.join(rare)}")
     prompts = {row.prompt_ids for row in train}
     if len(train) > 1 and len(prompts) == 1:
-        refusals.append("all prompts are the same after the template and its cut: the input does not reach the student")
+        refusals.append(
+            "all prompts are the same after the template and its cut: the input does not reach the student"
+        )
     return refusals, warnings
 
 
 def _is_prefix(row: Encoded, tokenizer: Any) -> bool:
     whole = tokenizer.decode(row.prompt_ids) + tokenizer.decode(row.completion_ids[:-1])
-    return tuple(tokenizer.encode(whole, add_special_tokens=False)[: len(row.prompt_ids)]) == row.prompt_ids
+    return (
+        tuple(tokenizer.encode(whole, add_special_tokens=False)[: len(row.prompt_ids)])
+        == row.prompt_ids
+    )
 
 
 def _histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:

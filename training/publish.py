@@ -35,11 +35,20 @@ def lint(adapter: Path, num_layers: int) -> list[str]:
         return [f"adapter_config.json cannot be read: {why}"]
     wrong = [
         f"{key} is set: LoRAX ignores it and would serve other weights"
-        for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform")
+        for key in (
+            "use_rslora",
+            "use_dora",
+            "rank_pattern",
+            "alpha_pattern",
+            "modules_to_save",
+            "layers_to_transform",
+        )
         if config.get(key)
     ]
     if config.get("bias", "none") != "none":
-        wrong.append(f"bias = {config['bias']!r}: neither LoRAX nor vLLM serves LoRA biases; allowed: none")
+        wrong.append(
+            f"bias = {config['bias']!r}: neither LoRAX nor vLLM serves LoRA biases; allowed: none"
+        )
     if config.get("r", 0) > MAX_RANK:
         wrong.append(f"rank {config['r']}: LoRAX serves ranks up to {MAX_RANK}")
     if list(adapter.glob("*.bin")) or list(adapter.glob("*.pt")):
@@ -57,7 +66,9 @@ def lint(adapter: Path, num_layers: int) -> list[str]:
         }
         if layers != set(range(num_layers)):
             missing = sorted(set(range(num_layers)) - layers)
-            wrong.append(f"{module} has no weights in layers {missing}: LoRAX would skip {module} everywhere")
+            wrong.append(
+                f"{module} has no weights in layers {missing}: LoRAX would skip {module} everywhere"
+            )
     return wrong
 
 
@@ -70,7 +81,9 @@ class Parity:
     parseable: int
 
 
-def parity(dataset: Dataset, student: ModelPredictor, base_answers: Sequence[str], rows: int) -> Parity:
+def parity(
+    dataset: Dataset, student: ModelPredictor, base_answers: Sequence[str], rows: int
+) -> Parity:
     """Ask the reloaded student for some held-out rows; it must not answer as the base model does."""
     from router.compare import parse
     from router.policy import AnswerSpec
@@ -115,7 +128,9 @@ def gate(evaluation: dict[str, Any]) -> Gate:
     share = student["figures"]["accuracy"]["share"]
     gap = main["student_against_teacher"]
     if gap is None:
-        reasons.append(f"no gold labels: agrees with the teacher on {100 * share:.1f} % of test rows")
+        reasons.append(
+            f"no gold labels: agrees with the teacher on {100 * share:.1f} % of test rows"
+        )
         return Gate("hybrid only" if share >= 0.5 else "do not graduate", tuple(reasons))
     reasons.append(
         f"not shown to be non-inferior at {100 * main['margin']:.0f} points: {100 * gap['difference']:+.1f} "
@@ -133,7 +148,9 @@ def gate(evaluation: dict[str, Any]) -> Gate:
     return Gate("do not graduate", tuple(reasons))
 
 
-def lineage(run: Path, origin: dict[str, Any], dataset: Dataset, verdict: Gate, forced: str | None) -> dict[str, Any]:
+def lineage(
+    run: Path, origin: dict[str, Any], dataset: Dataset, verdict: Gate, forced: str | None
+) -> dict[str, Any]:
     """Where the adapter comes from, for `lineage.json`: enough to train it again and to check drift against its data."""
     evaluation = run / "evaluation" / "evaluation.json"
     return {
@@ -154,7 +171,9 @@ def lineage(run: Path, origin: dict[str, Any], dataset: Dataset, verdict: Gate, 
     }
 
 
-def model_card(task: str, dataset: Dataset, origin: dict[str, Any], evaluation: dict[str, Any], verdict: Gate) -> str:
+def model_card(
+    task: str, dataset: Dataset, origin: dict[str, Any], evaluation: dict[str, Any], verdict: Gate
+) -> str:
     """README.md of the adapter."""
     lines = [
         f"# {task}", "",
@@ -207,8 +226,12 @@ def enforce(wrong: Sequence[str], checked: Parity, verdict: Gate, forced: str | 
     if wrong:
         raise PublishRefused("serving lint: " + "; ".join(wrong))
     if checked.rows and checked.same_as_base == checked.rows:
-        raise PublishRefused(f"parity: all {checked.rows} answers equal the base model's: the adapter does nothing")
+        raise PublishRefused(
+            f"parity: all {checked.rows} answers equal the base model's: the adapter does nothing"
+        )
     if verdict.verdict == "do not graduate" and not forced:
         raise PublishRefused(
-            "do not graduate: " + "; ".join(verdict.reasons) + "; --force REASON publishes all the same"
+            "do not graduate: "
+            + "; ".join(verdict.reasons)
+            + "; --force REASON publishes all the same"
         )

@@ -9,12 +9,21 @@ import typer
 
 def publish(
     run: Annotated[Path | None, typer.Option(help="Run folder; default: the newest one.")] = None,
-    home: Annotated[Path, typer.Option(help="State folder; the registry is HOME/adapters.")] = Path(".graduate"),
-    name: Annotated[str | None, typer.Option(help="Name in the registry; default: the route's.")] = None,
-    force: Annotated[
-        str | None, typer.Option(help="Publish although the evaluation says `do not graduate`; the reason is recorded.")
+    home: Annotated[Path, typer.Option(help="State folder; the registry is HOME/adapters.")] = Path(
+        ".graduate"
+    ),
+    name: Annotated[
+        str | None, typer.Option(help="Name in the registry; default: the route's.")
     ] = None,
-    parity_rows: Annotated[int, typer.Option(help="Held-out rows that the reloaded adapter is asked.", min=1)] = 16,
+    force: Annotated[
+        str | None,
+        typer.Option(
+            help="Publish although the evaluation says `do not graduate`; the reason is recorded."
+        ),
+    ] = None,
+    parity_rows: Annotated[
+        int, typer.Option(help="Held-out rows that the reloaded adapter is asked.", min=1)
+    ] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check a run and put it into the registry as the next version of its adapter.
@@ -43,7 +52,9 @@ def publish(
         settings = (base.tokenizer, info.prompt, info.max_input_chars)
         plain = ModelPredictor("base", base.model, *settings, max_new_tokens=24)
         base_answers = [p.text for p in plain.predict(core.held_out(dataset, parity_rows))]
-        reloaded = ModelPredictor("student", lora.load_adapter(base.model, folder / "adapter"), *settings)
+        reloaded = ModelPredictor(
+            "student", lora.load_adapter(base.model, folder / "adapter"), *settings
+        )
         checked = core.parity(dataset, reloaded, base_answers, parity_rows)
         verdict = core.gate(evaluation)
         core.enforce(wrong, checked, verdict, force)
@@ -64,18 +75,30 @@ def publish(
             metrics={"test_accuracy": student["figures"]["accuracy"]["share"]},
         )
         history = core.lineage(folder, origin, dataset, verdict, force)
-        reference = Registry(place.adapters).publish(name or info.task, folder / "adapter", fields, history)
+        reference = Registry(place.adapters).publish(
+            name or info.task, folder / "adapter", fields, history
+        )
     if as_json:
-        found = {"adapter": reference.id, "verdict": verdict.verdict, "reasons": list(verdict.reasons)}
+        found = {
+            "adapter": reference.id,
+            "verdict": verdict.verdict,
+            "reasons": list(verdict.reasons),
+        }
         typer.echo(json.dumps(found))
         return
-    out.print(f"published [bold]{reference.id}[/] · verdict: [bold]{verdict.verdict}[/]", highlight=False)
+    out.print(
+        f"published [bold]{reference.id}[/] · verdict: [bold]{verdict.verdict}[/]", highlight=False
+    )
     for reason in verdict.reasons:
         out.print(f"• {reason}", highlight=False)
     mode = "dark_launch" if verdict.verdict == "publish" else "hybrid"
     out.print(
         f"next: `mode: dark_launch` with `student: {{adapter: {reference.name}, version: {reference.version}}}` in the policy"
-        + ("" if mode == "dark_launch" else ", then `mode: hybrid` with cascade.min_confidence from the evaluation"),
+        + (
+            ""
+            if mode == "dark_launch"
+            else ", then `mode: hybrid` with cascade.min_confidence from the evaluation"
+        ),
         highlight=False,
     )
 

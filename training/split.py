@@ -21,7 +21,9 @@ def shingles(text: str, size: int = 5) -> frozenset[int]:
     """Hashes of the runs of `size` characters of the normalised text; the whole text when it is shorter."""
     plain = " ".join(_WORDS.findall(text.lower()))
     pieces = {plain[i : i + size] for i in range(max(1, len(plain) - size + 1))}
-    return frozenset(int.from_bytes(hashlib.blake2b(p.encode(), digest_size=8).digest()) for p in pieces)
+    return frozenset(
+        int.from_bytes(hashlib.blake2b(p.encode(), digest_size=8).digest()) for p in pieces
+    )
 
 
 def similarity(one: frozenset[int], other: frozenset[int]) -> float:
@@ -38,7 +40,9 @@ def near_duplicate_groups(
     1.2 % of cases), each candidate pair is checked by its exact Jaccard similarity.
     """
     sets = [shingles(text) for text in texts]
-    salts = np.random.default_rng(0).integers(1, 2**63, size=num_hashes, dtype=np.uint64) | np.uint64(1)
+    salts = np.random.default_rng(0).integers(
+        1, 2**63, size=num_hashes, dtype=np.uint64
+    ) | np.uint64(1)
     parent = list(range(len(texts)))
 
     def root(i: int) -> int:

@@ -62,7 +62,9 @@ def is_non_inferior(result: Paired, margin: float) -> bool:
     return result.low > -margin
 
 
-def rows_needed(margin: float, discordant_share: float, power: float = 0.8, alpha: float = 0.05) -> int:
+def rows_needed(
+    margin: float, discordant_share: float, power: float = 0.8, alpha: float = 0.05
+) -> int:
     """Rows for a paired non-inferiority test of two equally good answerers.
 
     Normal approximation: n = (z_{1-alpha/2} + z_{power})^2 * discordant_share / margin^2 (Liu et al. 2002).

@@ -1,0 +1,262 @@
+"""Rows under way and the step over them: prompts and single tokens of any adapters in one forward pass.
+
+Knows rows, tokens and caches; no queue, no thread, no HTTP. Adapters' weights come with the row, so an evicted adapter
+stays alive for the rows that began with it.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from serving.decoder import Decoder, Slot
+from serving.generation import Finished, FinishReason, Job, TokenOut
+from serving.grammar import Grammars, Matcher
+from serving.lora import Group, LoraWeights
+from serving.prefixes import Prefixes
+from serving.sampling import Choice, choose, choose_greedy, is_plain
+from serving.text import Detokenizer
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One generation under way."""
+
+    job: Job
+    weights: LoraWeights | None
+    adapter_id: str | None
+    """The version that answers, `name/number`."""
+    queued_at: float
+    started_at: float
+    generator: torch.Generator | None
+    seed: int | None
+    matcher: Matcher | None
+    detokenizer: Detokenizer
+    generated: list[int] = field(default_factory=list)
+    cached: int = 0
+    """Tokens in the cache."""
+    first_token_at: float | None = None
+    prefill: tuple[tuple[int, str, float | None], ...] = ()
+
+    @property
+    def pending(self) -> Sequence[int]:
+        """Tokens that are not in the cache yet: the rest of the prompt, or the token chosen last."""
+        if self.cached < len(self.job.prompt_ids):
+            return self.job.prompt_ids[self.cached :]
+        return self.generated[-1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What a step gave for one row."""
+
+    row: Row
+    token: TokenOut
+    finished: Finished | None
+
+
+class Engine:
+    """The batch. `step` is the whole idea; rows join by `add` and leave when finished or by `remove`."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, prefix_bytes: int = 64 << 20) -> None:
+        self.decoder = Decoder(model)
+        self.tokenizer = tokenizer
+        self._cache = self.decoder.new_cache()
+        self._rows: list[Row] = []
+        self._prefixes = Prefixes(prefix_bytes)
+        self._grammars = Grammars(tokenizer, self.decoder.vocabulary)
+        self._special = frozenset(tokenizer.all_special_ids)
+        configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        ends = configured if isinstance(configured, list) else [configured]
+        self.eos_ids = frozenset(e for e in [*ends, tokenizer.eos_token_id] if e is not None)
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Rows under way; a row's place is its number in the cache."""
+        return self._rows
+
+    def start(
+        self, job: Job, weights: LoraWeights | None, adapter_id: str | None, queued_at: float
+    ) -> Row:
+        """A row for a job, not in the batch yet.
+
+        Raises:
+            InvalidRequest: its schema cannot be enforced.
+        """
+        seed, generator = job.sampling.seed, None
+        if not job.sampling.greedy:
+            generator = torch.Generator()
+            seed = seed if seed is not None else int(torch.randint(0, 2**62, ()).item())
+            generator.manual_seed(seed)
+        return Row(
+            job=job,
+            weights=weights,
+            adapter_id=adapter_id,
+            queued_at=queued_at,
+            started_at=time.perf_counter(),
+            generator=generator,
+            seed=seed,
+            matcher=self._grammars.matcher(job.sampling),
+            detokenizer=Detokenizer(self.tokenizer, self._special),
+        )
+
+    def add(self, row: Row) -> None:
+        """Let a row take part from the next step on; a stored prefix of its prompt is taken over."""
+        number = len(self._rows)
+        self._cache.reserve(number + 1, len(row.job.prompt_ids) + 1)
+        saved = None
+        if not row.job.want_prompt_logprobs:
+            saved = self._prefixes.longest(row.adapter_id, row.job.prompt_ids)
+        if saved is not None:
+            self._cache.copy_in(number, saved.states)
+            row.cached = len(saved.ids)
+        self._rows.append(row)
+
+    def remove(self, row: Row) -> None:
+        """Take a row out; the last row moves into its place in the cache."""
+        number = self._rows.index(row)
+        last = self._rows.pop()
+        if last is not row:
+            self._cache.move(len(self._rows), number, last.cached)
+            self._rows[number] = last
+
+    def clear(self) -> list[Row]:
+        """Take all rows out, after a step that failed."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    def forget(self, adapter_id: str) -> None:
+        """Drop what is stored for an adapter."""
+        self._prefixes.forget(adapter_id)
+
+    def step(self) -> list[Emitted]:
+        """One forward pass over all rows, one token for each; finished rows are taken out."""
+        order = sorted(range(len(self._rows)), key=lambda i: self._rows[i].adapter_id or "")
+        slots, groups, ids, keep = self._layout(order)
+        self._cache.reserve(len(self._rows), max(s.cached + s.stop - s.start for s in slots))
+        logits = self.decoder.step(
+            torch.tensor(ids), slots, groups, self._cache, torch.tensor(keep)
+        )
+        place = 0
+        last: list[torch.Tensor] = []
+        for i, slot in zip(order, slots, strict=True):
+            row, new = self._rows[i], slot.stop - slot.start
+            if row.job.want_prompt_logprobs and not row.generated:
+                row.prefill = self._prompt_logprobs(row, logits[place : place + new])
+                place += new
+            else:
+                place += 1
+            last.append(logits[place - 1])
+            was_prompt = row.cached < len(row.job.prompt_ids)
+            row.cached += new
+            if was_prompt:
+                self._prefixes.saw(row.adapter_id, row.job.prompt_ids, i, self._cache)
+        chosen = self._choose([self._rows[i] for i in order], torch.stack(last))
+        emitted = [
+            self._emit(self._rows[i], choice) for i, choice in zip(order, chosen, strict=True)
+        ]
+        for item in emitted:
+            if item.finished is not None:
+                self.remove(item.row)
+        return emitted
+
+    def _layout(
+        self, order: Sequence[int]
+    ) -> tuple[list[Slot], tuple[Group, ...], list[int], list[int]]:
+        """The flat batch: where each row's new tokens are, which adapter they belong to, whose logits are wanted."""
+        slots: list[Slot] = []
+        groups: list[Group] = []
+        ids: list[int] = []
+        keep: list[int] = []
+        for i in order:
+            row = self._rows[i]
+            start = len(ids)
+            ids += row.pending
+            slots.append(Slot(i, start, len(ids), row.cached))
+            wants_all = row.job.want_prompt_logprobs and not row.generated
+            keep += range(start, len(ids)) if wants_all else [len(ids) - 1]
+            if groups and groups[-1].weights is row.weights:
+                groups[-1] = Group(groups[-1].start, len(ids), row.weights)
+            else:
+                groups.append(Group(start, len(ids), row.weights))
+        return slots, tuple(groups), ids, keep
+
+    def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Choice]:
+        chosen = choose_greedy(logits)
+        for i, row in enumerate(rows):
+            if row.matcher is None and is_plain(row.job.sampling):
+                continue
+            allowed = row.matcher.allowed() if row.matcher is not None else None
+            chosen[i] = choose(
+                logits[i], row.job.sampling, row.job.prompt_ids, row.generated, row.generator,
+                eos_ids=self.eos_ids, allowed=allowed,
+            )  # fmt: skip
+        return chosen
+
+    def _emit(self, row: Row, choice: Choice) -> Emitted:
+        now = time.perf_counter()
+        if row.first_token_at is None:
+            row.first_token_at = now
+        row.generated.append(choice.id)
+        if row.matcher is not None:
+            row.matcher.accept(choice.id)
+        is_end = choice.id in self.eos_ids and not row.job.sampling.ignore_eos
+        text = "" if is_end else row.detokenizer.add(choice.id)
+        alternatives = tuple(
+            (token, self.tokenizer.decode([token]), logprob)
+            for token, logprob in choice.alternatives
+        )
+        token = TokenOut(
+            choice.id,
+            text if not is_end else self.tokenizer.decode([choice.id]),
+            choice.logprob,
+            choice.id in self._special,
+            alternatives,
+        )
+        reason = self._end(row, is_end)
+        finished = self._finish(row, reason, now) if reason is not None else None
+        return Emitted(row, token, finished)
+
+    def _end(self, row: Row, is_end: bool) -> FinishReason | None:
+        if is_end:
+            return "eos_token"
+        stops = row.job.sampling.stop
+        if stops and any(stop in row.detokenizer.text for stop in stops):
+            return "stop_sequence"
+        if len(row.generated) >= row.job.sampling.max_new_tokens:
+            return "length"
+        if row.matcher is not None and row.matcher.is_finished:
+            return "eos_token"
+        return None
+
+    def _finish(self, row: Row, reason: FinishReason, now: float) -> Finished:
+        text = row.detokenizer.finish()
+        for stop in row.job.sampling.stop if reason == "stop_sequence" else ():
+            found = text.find(stop)
+            if found >= 0:
+                text = text[: found + len(stop)]
+        assert row.first_token_at is not None
+        return Finished(
+            text=text,
+            reason=reason,
+            prompt_tokens=len(row.job.prompt_ids),
+            generated_tokens=len(row.generated),
+            seed=row.seed,
+            queue_seconds=row.started_at - row.queued_at,
+            inference_seconds=now - row.started_at,
+            first_token_seconds=row.first_token_at - row.queued_at,
+            prefill=row.prefill,
+            adapter_id=row.adapter_id,
+        )
+
+    def _prompt_logprobs(
+        self, row: Row, logits: torch.Tensor
+    ) -> tuple[tuple[int, str, float | None], ...]:
+        """Each prompt token with its log-probability; the first has none."""
+        ids = row.job.prompt_ids
+        logprobs = torch.log_softmax(logits[:-1], dim=-1)
+        known = logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].tolist()
+        texts = [self.tokenizer.decode([token]) for token in ids]
+        return tuple(zip(ids, texts, [None, *known], strict=True))
