@@ -160,7 +160,9 @@ class OpenAiApi:
                             shown[index] = replies.VisibleText(sampling.stop)
                             if (opening := flavour.opening(head, index)) is not None:
                                 yield sse.event(opening)
-                        for chunk in _item_chunks(flavour, head, index, item, shown[index]):
+                        for chunk in _item_chunks(
+                            flavour, head, sampling, index, item, shown[index]
+                        ):
                             yield sse.event(chunk)
                         if isinstance(item, Finished):
                             ends.append(item)
@@ -257,11 +259,16 @@ async def _after(
 
 
 def _item_chunks(
-    flavour: Flavour, head: replies.Head, index: int, item: Item, shown: replies.VisibleText
+    flavour: Flavour,
+    head: replies.Head,
+    sampling: Sampling,
+    index: int,
+    item: Item,
+    shown: replies.VisibleText,
 ) -> list[dict[str, Any]]:
     """Chunks of one item: a token's visible text, or what was held back and the end."""
     if isinstance(item, Finished):
-        rest = shown.rest(item)
+        rest = shown.rest(item, sampling)
         chunks = [flavour.chunk(head, index, rest, None, None)] if rest else []
         return [*chunks, flavour.chunk(head, index, "", replies.FINISH[item.reason], None)]
     text = shown.feed(item.text)

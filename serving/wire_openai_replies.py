@@ -41,9 +41,15 @@ class VisibleText:
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = stop
         self._held = ""
+        self._num_shown = 0
 
     def feed(self, text: str) -> str:
         """The text that can be shown now."""
+        shown = self._next(text)
+        self._num_shown += len(shown)
+        return shown
+
+    def _next(self, text: str) -> str:
         held = self._held + text
         cuts = [at for stop in self._stop if (at := held.find(stop)) >= 0]
         if cuts:
@@ -61,9 +67,9 @@ class VisibleText:
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
-    def rest(self, end: Finished) -> str:
-        """What is still held when the generation has ended."""
-        return "" if end.reason == "stop_sequence" else self._held
+    def rest(self, end: Finished, sampling: Sampling) -> str:
+        """What has not been shown when the generation has ended: a held beginning, or half a character."""
+        return visible_text(end, sampling)[self._num_shown :]
 
 
 def usage(ends: Sequence[Finished]) -> dict[str, int]:

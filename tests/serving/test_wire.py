@@ -250,7 +250,9 @@ def end(text: str, reason: Any = "eos_token") -> Finished:
 def test_a_stream_shows_what_the_whole_reply_shows_when_a_stop_hits(pieces: list[str]) -> None:
     shown = replies.VisibleText(["STOP"])
     done = end("".join(pieces), "stop_sequence")
-    text = "".join(shown.feed(piece) for piece in pieces) + shown.rest(done)
+    text = "".join(shown.feed(piece) for piece in pieces) + shown.rest(
+        done, Sampling(max_new_tokens=9, stop=("STOP",))
+    )
     sampling = Sampling(max_new_tokens=9, stop=("STOP",))
     assert text == "ab" == replies.visible_text(done, sampling)
 
@@ -258,7 +260,7 @@ def test_a_stream_shows_what_the_whole_reply_shows_when_a_stop_hits(pieces: list
 def test_a_held_back_beginning_of_a_stop_is_shown_at_the_end() -> None:
     shown = replies.VisibleText(["STOP"])
     assert shown.feed("ab ST") == "ab "
-    assert shown.rest(end("ab ST", "length")) == "ST"
+    assert shown.rest(end("ab ST", "length"), Sampling(max_new_tokens=9, stop=("STOP",))) == "ST"
 
 
 def test_numbers_that_json_does_not_have() -> None:

@@ -19,6 +19,9 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+ASCII = "".join(map(chr, range(32, 127))) + "\n"
+"""The whole alphabet, so that random tokens are always whole characters."""
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 )
@@ -37,17 +40,18 @@ class LiveServer:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on a few lines, with an end-of-sequence token and a chat template."""
+    """BPE over printable ASCII, trained on a few lines, with an end-of-sequence token and a chat template."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
         special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(["hello world, where is my order? I want a refund"] * 4, trainer)
+    made.train_from_iterator(
+        ["hello world, where is my order? I want a refund", ASCII] * 4, trainer
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<eos>")
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -130,13 +134,18 @@ def publish(root: Path, base: Any, folder: Path, seed: int) -> list[str]:
 @contextmanager
 def running(root: Path, **worker_settings: Any) -> Iterator[LiveServer]:
     """A server over a fresh model and registry under `root`."""
-    from serving.worker import Worker, WorkerSettings
 
     from serving import base_model
-    from serving.app import create_app
     from serving.listen import address_of, bind
     from serving.registry import Registry
     from serving.settings import AppSettings
+
+    with (
+        warnings.catch_warnings()
+    ):  # llguidance's torch part makes torch import what torch deprecates
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+        from serving.app import create_app
+        from serving.worker import Worker, WorkerSettings
 
     tiny_model(root / "model")
     base = base_model.load(str(root / "model"), root / "cache")

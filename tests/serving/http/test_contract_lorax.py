@@ -1,10 +1,10 @@
 """lorax-client 0.6.3 against a running server: what it sends is understood, what it gets it can read."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import lorax
 import pytest
 from lorax import errors
@@ -190,13 +190,8 @@ def test_the_async_client(server: Any) -> None:
 
 
 def test_the_client_gets_json_by_a_schema(client: lorax.Client) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"label": {"enum": ["yes", "no"]}},
-        "required": ["label"],
-        "additionalProperties": False,
-    }
+    schema = {"enum": ["yes", "no"]}
     reply = client.generate(
         "hello", max_new_tokens=40, response_format={"type": "json_object", "schema": schema}
     )
-    assert httpx.Response(200, text=reply.generated_text).json()["label"] in ("yes", "no")
+    assert json.loads(reply.generated_text) in ("yes", "no")

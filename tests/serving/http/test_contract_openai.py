@@ -98,17 +98,12 @@ def test_a_stop_sequence_is_cut_off(client: openai.OpenAI, server: Any) -> None:
 
 
 def test_json_by_a_schema(client: openai.OpenAI, server: Any) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"label": {"enum": ["yes", "no"]}},
-        "required": ["label"],
-        "additionalProperties": False,
-    }
+    schema = {"enum": ["yes", "no"]}
     reply = client.chat.completions.create(
         model=server.adapters[0], messages=HELLO, max_tokens=40, temperature=0,
         response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},
     )  # fmt: skip
-    assert json.loads(reply.choices[0].message.content or "")["label"] in ("yes", "no")
+    assert json.loads(reply.choices[0].message.content or "") in ("yes", "no")
 
 
 def test_one_of_some_choices(client: openai.OpenAI, server: Any) -> None:
