@@ -1,0 +1,177 @@
+"""The review queue: flags in, labels out.
+
+A flag is open, claimed, or decided; undoing a decision opens it again. A label is the newest decision that stands; a
+discarded one says that the record is not to be learned from.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sqlalchemy import select
+
+from monitoring.errors import ReviewError
+from monitoring.store import FlagRow, ReviewRow, Store
+from router.compare import parse
+from router.guard import check
+from router.policy import AnswerSpec, GuardRule
+from router.records import Answer
+
+VerdictWord = Literal["accept_teacher", "accept_student", "correct", "discard"]
+VERDICTS: tuple[VerdictWord, ...] = get_args(VerdictWord)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A person's verdict on a record; `answer` is None when the record is discarded."""
+
+    record_id: str
+    route: str
+    answer: str | None
+    verdict: str
+    by: str
+    at: float
+
+
+class ReviewQueue:
+    """Reviews over one store."""
+
+    def __init__(self, store: Store, now: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._now = now
+
+    def list(
+        self, route: str | None = None, status: str | None = "open", limit: int = 100
+    ) -> list[FlagRow]:
+        """Flags, most informative first; `status` None gives all."""
+        query = select(FlagRow).order_by(FlagRow.score.desc(), FlagRow.at).limit(limit)
+        if route is not None:
+            query = query.where(FlagRow.route == route)
+        if status is not None:
+            query = query.where(FlagRow.status == status)
+        with self._store.session() as session:
+            return list(session.scalars(query))
+
+    def claim(self, flag_id: str, by: str) -> FlagRow:
+        """Take a flag, so that nobody else reviews it at the same time.
+
+        Raises:
+            ReviewError: no such flag, or somebody else has it, or it is decided.
+        """
+        with self._store.session() as session:
+            flag = session.get(FlagRow, flag_id, with_for_update=True)
+            if flag is None:
+                raise ReviewError(f"flag {flag_id!r}: no such flag")
+            if flag.status == "decided":
+                raise ReviewError(f"flag {flag_id}: decided already; undo it first")
+            if flag.claimed_by not in (None, by):
+                raise ReviewError(f"flag {flag_id}: claimed by {flag.claimed_by}")
+            flag.claimed_by, flag.status = by, "claimed"
+            session.commit()
+            return flag
+
+    def decide(
+        self,
+        flag_id: str,
+        verdict: str,
+        answer: str | None = None,
+        *,
+        by: str,
+        note: str | None = None,
+        spec: AnswerSpec | None = None,
+    ) -> Label:
+        """Decide a flag.
+
+        Args:
+            answer: the right answer, for `correct`.
+            spec: the route's answer spec; a label that does not fit it is refused.
+
+        Raises:
+            ReviewError: no such flag, decided already, an unknown verdict, or an answer that does not fit.
+        """
+        if verdict not in VERDICTS:
+            raise ReviewError(f"verdict {verdict!r}: allowed: {', '.join(VERDICTS)}")
+        with self._store.session() as session:
+            flag = session.get(FlagRow, flag_id, with_for_update=True)
+            if flag is None:
+                raise ReviewError(f"flag {flag_id!r}: no such flag")
+            if flag.status == "decided":
+                raise ReviewError(f"flag {flag_id}: decided already; undo it first")
+            chosen = _chosen_answer(flag, verdict, answer)
+            if chosen is not None and spec is not None:
+                check_answer(spec, chosen)
+            row = ReviewRow(
+                flag_id=flag.id, record_id=flag.record_id, route=flag.route, verdict=verdict,
+                answer=chosen, by=by, note=note, at=self._now(),
+            )  # fmt: skip
+            flag.status, flag.claimed_by = "decided", by
+            session.add(row)
+            session.commit()
+            return _label(row)
+
+    def undo(self, flag_id: str) -> None:
+        """Open a decided flag again; the decision stays in the history.
+
+        Raises:
+            ReviewError: no such flag, or it is not decided.
+        """
+        with self._store.session() as session:
+            flag = session.get(FlagRow, flag_id, with_for_update=True)
+            if flag is None or flag.status != "decided":
+                raise ReviewError(f"flag {flag_id!r}: not decided")
+            standing = session.scalars(
+                select(ReviewRow).where(ReviewRow.flag_id == flag_id, ReviewRow.undone_at.is_(None))
+            )
+            for row in standing:
+                row.undone_at = self._now()
+            flag.status, flag.claimed_by = "open", None
+            session.commit()
+
+    def labels(self, route: str | None = None, since: float | None = None) -> list[Label]:
+        """One label a record: the newest decision that stands."""
+        query = select(ReviewRow).where(ReviewRow.undone_at.is_(None)).order_by(ReviewRow.at)
+        if route is not None:
+            query = query.where(ReviewRow.route == route)
+        if since is not None:
+            query = query.where(ReviewRow.at >= since)
+        with self._store.session() as session:
+            newest = {row.record_id: row for row in session.scalars(query)}
+        return [_label(row) for row in newest.values()]
+
+
+def check_answer(spec: AnswerSpec, answer: str) -> None:
+    """Nothing, when the answer fits the route.
+
+    Raises:
+        ReviewError: it does not, with what is allowed.
+    """
+    if parse(spec, answer) is None:
+        allowed = {
+            "label": f"one of {', '.join(spec.labels)}",
+            "json": "JSON with the fields " + (", ".join(spec.compare.fields) or "of the schema"),
+        }.get(spec.kind, "a text")
+        raise ReviewError(f"answer {answer!r}: allowed: {allowed}")
+    if spec.kind == "json" and spec.schema_ is not None:
+        given = Answer(role="student", backend="", model="", status=200, text=answer)
+        verdict = check(spec, [GuardRule(rule="schema")], given)
+        if not verdict.ok:
+            raise ReviewError(f"answer {answer!r}: {verdict.detail}")
+
+
+def _chosen_answer(flag: FlagRow, verdict: str, answer: str | None) -> str | None:
+    if verdict == "discard":
+        return None
+    if verdict == "correct":
+        if answer is None:
+            raise ReviewError("verdict correct needs an answer")
+        return answer
+    chosen = flag.teacher_text if verdict == "accept_teacher" else flag.student_text
+    if chosen is None:
+        role = verdict.removeprefix("accept_")
+        raise ReviewError(f"flag {flag.id}: the {role} gave no answer to accept; use correct")
+    return chosen
+
+
+def _label(row: ReviewRow) -> Label:
+    return Label(row.record_id, row.route, row.answer, row.verdict, row.by, row.at)

@@ -1,0 +1,179 @@
+"""What a canary does next: hold, advance, promote or roll back, on evidence that may be looked at at any time. Pure.
+
+A gate is *kept* when an always-valid test shows that its limit holds, *breached* when one shows that it does not, and
+*open* in between: no evidence is not good evidence, so an open gate holds the canary. The error is shared out over the
+gates: with confidence c and m gates, each is tested at (1 - c) / m on either side.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from monitoring.sequential import log_e_above, log_e_below, mean_sequence, quantile_sequence
+from router.policy import Canary, RouteRollout
+
+Action = Literal["hold", "advance", "promote", "rollback"]
+GateState = Literal["kept", "breached", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many of how many."""
+
+    bad: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was seen since the canary came to its step, of this adapter version only.
+
+    The three counts are by segment; "" is the whole route. Latencies are seconds, feedback scores 0-1.
+    """
+
+    disagreement: Mapping[str, Count] = field(default_factory=dict)
+    guard_failures: Mapping[str, Count] = field(default_factory=dict)
+    errors: Mapping[str, Count] = field(default_factory=dict)
+    student_seconds: tuple[float, ...] = ()
+    teacher_seconds: tuple[float, ...] = ()
+    feedback: tuple[float, ...] = ()
+    reviews: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """One gate's state and the figures behind it."""
+
+    name: str
+    state: GateState
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happens to the canary, and why."""
+
+    action: Action
+    state: RouteRollout
+    reason: str
+    gates: tuple[GateResult, ...]
+
+
+def rate_gate(name: str, count: Count, limit: float, alpha: float) -> GateResult:
+    """A share that must stay below its limit, by the one-sided beta-binomial e-processes in both directions."""
+    shown = f"{count.bad} of {count.rows}"
+    if limit in (0.0, 1.0):
+        state: GateState = "kept" if limit == 1.0 else "breached" if count.bad else "open"
+        return GateResult(name, state, shown)
+    threshold = math.log(1 / alpha)
+    breach = log_e_above(count.bad, count.rows, limit)
+    keep = log_e_below(count.bad, count.rows, limit)
+    state = "breached" if breach >= threshold else "kept" if keep >= threshold else "open"
+    need = f"e = {math.exp(min(50.0, max(breach, keep))):.3g} of {1 / alpha:.0f}"
+    return GateResult(name, state, f"{shown}, limit {100 * limit:g} %, {need}")
+
+
+def _latency_gate(evidence: Evidence, max_ratio: float, alpha: float) -> GateResult:
+    student = quantile_sequence(evidence.student_seconds, 0.95, alpha / 2)
+    teacher = quantile_sequence(evidence.teacher_seconds, 0.95, alpha / 2)
+    low = student.low / teacher.high if teacher.high > 0 else 0.0
+    high = student.high / teacher.low if teacher.low > 0 else math.inf
+    state: GateState = "breached" if low > max_ratio else "kept" if high <= max_ratio else "open"
+    return GateResult("latency_p95", state, f"ratio {low:.2f} to {high:.2f}, limit {max_ratio:g}")
+
+
+def _feedback_gate(evidence: Evidence, minimum: float, alpha: float) -> GateResult:
+    found = mean_sequence(evidence.feedback, alpha)
+    state: GateState = (
+        "breached" if found.high < minimum else "kept" if found.low >= minimum else "open"
+    )
+    return GateResult(
+        "feedback", state, f"mean {found.low:.2f} to {found.high:.2f}, limit {minimum:g}"
+    )
+
+
+def gates(rule: Canary, evidence: Evidence) -> tuple[GateResult, ...]:
+    """Every gate that the rule sets, in each segment that was seen."""
+    limits = rule.gates
+    rates = [
+        (f"{name}{f' in {segment}' if segment else ''}", count, limit.max)
+        for name, counts, limit in (
+            ("disagreement", evidence.disagreement, limits.disagreement),
+            ("guard_failures", evidence.guard_failures, limits.guard_failures),
+            ("errors", evidence.errors, limits.errors),
+        )
+        if limit is not None
+        for segment, count in (counts or {"": Count(0, 0)}).items()
+    ]
+    others = [limits.latency_p95 is not None, limits.feedback is not None]
+    alpha = (1 - rule.confidence) / max(1, len(rates) + sum(others))
+    results = [rate_gate(name, count, limit, alpha) for name, count, limit in rates]
+    if limits.latency_p95 is not None:
+        results.append(_latency_gate(evidence, limits.latency_p95.max_ratio, alpha))
+    if limits.feedback is not None:
+        results.append(_feedback_gate(evidence, limits.feedback.min, alpha))
+    return tuple(results)
+
+
+def first_step(rule: Canary, version: int | None, now: str) -> RouteRollout:
+    """The state of a canary that has just begun."""
+    return RouteRollout(
+        state="canary", share=rule.steps[0], step=0, version=version, since=now, evidence="begun"
+    )
+
+
+def next_step(
+    rule: Canary, evidence: Evidence, state: RouteRollout, *, seconds_on_step: float, now: str
+) -> Step:
+    """The move of a canary that is on `state`.
+
+    Args:
+        seconds_on_step: since the canary came to its step.
+        now: UTC time for the new state, ISO 8601.
+    """
+    results = gates(rule, evidence)
+    if state.state != "canary":
+        return Step("hold", state, f"{state.state}: only people start it again", results)
+    breached = [g for g in results if g.state == "breached"]
+    if breached:
+        why = "; ".join(f"{g.name}: {g.detail}" for g in breached)
+        if rule.on_breach == "hold":
+            held = state.model_copy(update={"state": "held", "since": now, "evidence": why})
+            return Step("hold", held, f"breached, held: {why}", results)
+        back = state.model_copy(
+            update={"state": "rolled_back", "share": 0.0, "since": now, "evidence": why}
+        )
+        return Step("rollback", back, f"breached: {why}", results)
+    is_last = state.step >= len(rule.steps) - 1
+    waiting = _why_wait(rule, results, evidence, seconds_on_step, state.step)
+    if waiting is not None:
+        return Step("hold", state, waiting, results)
+    why = "; ".join(f"{g.name}: {g.detail}" for g in results) or "no gates set"
+    if is_last:
+        done = state.model_copy(
+            update={"state": "promoted", "share": 1.0, "since": now, "evidence": why}
+        )
+        return Step("promote", done, why, results)
+    share = rule.steps[state.step + 1]
+    further = state.model_copy(
+        update={"share": share, "step": state.step + 1, "since": now, "evidence": why}
+    )
+    return Step("advance", further, why, results)
+
+
+def _why_wait(
+    rule: Canary,
+    results: tuple[GateResult, ...],
+    evidence: Evidence,
+    seconds_on_step: float,
+    step: int,
+) -> str | None:
+    unsettled = [g for g in results if g.state == "open"]
+    if unsettled:
+        return "not enough evidence: " + "; ".join(f"{g.name}: {g.detail}" for g in unsettled)
+    if seconds_on_step < rule.hold:
+        return f"on this step for {seconds_on_step:.0f} s of {rule.hold:.0f} s"
+    if step >= len(rule.steps) - 2 and evidence.reviews < rule.min_reviews:
+        return f"{evidence.reviews} of {rule.min_reviews} reviews before the last step"
+    return None

@@ -1,0 +1,112 @@
+"""Tests that stay valid however often one looks: for rates, for bounded means, for quantiles. Pure.
+
+Each is an e-process or a confidence sequence: under the hypothesis the chance that it *ever* rejects is at most alpha
+(Ville's inequality), so a gate may be looked at after every request.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import betainc, betaln
+
+
+def log_e_above(successes: int, rows: int, limit: float, a: float = 1.0, b: float = 1.0) -> float:
+    """Log of the e-value against `p <= limit`, by a Beta(a, b) prior cut to (limit, 1].
+
+    E = B(S+a, n-S+b) (1 - I_limit(S+a, n-S+b)) / [B(a, b) (1 - I_limit(a, b)) limit^S (1-limit)^(n-S)]
+    (Robbins 1970's mixture; statistics of a one-sided beta-binomial).
+    """
+    if not 0 < limit < 1:
+        raise ValueError(f"limit = {limit}: allowed: between 0 and 1")
+    failures = rows - successes
+    upper = _log_upper(successes + a, failures + b, limit)
+    prior = _log_upper(a, b, limit)
+    likelihood = successes * math.log(limit) + failures * math.log1p(-limit)
+    return float(betaln(successes + a, failures + b) + upper - betaln(a, b) - prior - likelihood)
+
+
+def _log_upper(a: float, b: float, x: float) -> float:
+    """log(1 - I_x(a, b)), by symmetry where the difference would lose all digits."""
+    tail = float(betainc(b, a, 1 - x))
+    return math.log(tail) if tail > 0 else -745.0
+
+
+def log_e_below(successes: int, rows: int, limit: float) -> float:
+    """Log of the e-value against `p >= limit`: the mirrored process."""
+    return log_e_above(rows - successes, rows, 1 - limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A confidence sequence's interval now."""
+
+    low: float
+    high: float
+
+
+def rate_sequence(successes: int, rows: int, alpha: float = 0.05) -> Interval:
+    """Beta-binomial confidence sequence of a rate (uniform mixture): {p: marginal / likelihood(p) < 1/alpha}."""
+    if rows == 0:
+        return Interval(0.0, 1.0)
+    log_marginal = float(betaln(successes + 1, rows - successes + 1))
+    bound = log_marginal - math.log(1 / alpha)
+
+    def is_inside(p: float) -> bool:
+        return successes * math.log(p) + (rows - successes) * math.log1p(-p) > bound
+
+    middle = min(max(successes / rows, 1e-9), 1 - 1e-9)
+    return Interval(_edge(is_inside, middle, 1e-12), _edge(is_inside, middle, 1 - 1e-12))
+
+
+def _edge(is_inside: object, inside: float, outside: float) -> float:
+    assert callable(is_inside)
+    if is_inside(outside):
+        return round(outside)
+    for _ in range(60):
+        half = (inside + outside) / 2
+        if is_inside(half):
+            inside = half
+        else:
+            outside = half
+    return outside
+
+
+def mean_sequence(values: Sequence[float], alpha: float = 0.05) -> Interval:
+    """Confidence sequence of the mean of values in [0, 1]: predictable plug-in empirical Bernstein.
+
+    Waudby-Smith and Ramdas, JRSSB 2024, theorem 2.
+    """
+    if not values:
+        return Interval(0.0, 1.0)
+    x = np.asarray(values, dtype=float)
+    t = np.arange(1, len(x) + 1)
+    mean = (0.5 + np.cumsum(x)) / (t + 1)
+    variance = (0.25 + np.cumsum((x - mean) ** 2)) / (t + 1)
+    before = np.concatenate([[0.25], variance[:-1]])
+    bets = np.minimum(np.sqrt(2 * math.log(2 / alpha) / (before * t * np.log(t + 1))), 0.5)
+    psi = -np.log1p(-bets) - bets
+    gap = 4 * (x - np.concatenate([[0.5], mean[:-1]])) ** 2
+    weight = np.cumsum(bets)
+    center = np.cumsum(bets * x) / weight
+    half = (math.log(2 / alpha) + np.cumsum(gap * psi / 4)) / weight
+    return Interval(float(max(0.0, np.max(center - half))), float(min(1.0, np.min(center + half))))
+
+
+def quantile_sequence(values: Sequence[float], q: float, alpha: float = 0.05) -> Interval:
+    """Confidence sequence of a quantile, without assumptions but independence.
+
+    Howard and Ramdas, Bernoulli 2022, corollary 2 (a time-uniform DKW bound):
+    half width 0.85 sqrt((log log(e n) + 0.8 log(1612 / alpha)) / n) on the rank.
+    """
+    n = len(values)
+    if n == 0:
+        return Interval(0.0, math.inf)
+    half = 0.85 * math.sqrt((math.log(math.log(math.e * n)) + 0.8 * math.log(1612 / alpha)) / n)
+    ordered = np.sort(np.asarray(values, dtype=float))
+    low, high = q - half, q + half
+    return Interval(
+        float(ordered[max(0, math.ceil(low * n) - 1)]) if low > 0 else 0.0,
+        float(ordered[math.ceil(high * n) - 1]) if high < 1 else math.inf,
+    )

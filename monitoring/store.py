@@ -1,0 +1,204 @@
+"""The monitor's tables: flags, reviews, reports, rollout events. SQLite by default, PostgreSQL by URL (SQLAlchemy 2).
+
+Decides the stored form. What a flag means is in `flags`, what a review does in `review`. Times are UTC epoch seconds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Engine,
+    Float,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    insert,
+    select,
+    text,
+)
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from monitoring.errors import StoreError
+
+SCHEMA = 1
+
+
+class Base(DeclarativeBase):
+    """Root of the tables."""
+
+
+class SchemaRow(Base):
+    """The schema's number; one row."""
+
+    __tablename__ = "schema_version"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+
+
+class FlagRow(Base):
+    """A record that needs review. `id` is made of record and kind, so a tick that runs twice adds nothing."""
+
+    __tablename__ = "flags"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    record_id: Mapped[str] = mapped_column(String(200), index=True)
+    route: Mapped[str] = mapped_column(String(200), index=True)
+    kind: Mapped[str] = mapped_column(String(40))
+    reason: Mapped[str] = mapped_column(Text)
+    score: Mapped[float] = mapped_column(Float)
+    status: Mapped[str] = mapped_column(String(20), index=True, default="open")
+    claimed_by: Mapped[str | None] = mapped_column(String(200), default=None)
+    at: Mapped[float] = mapped_column(Float, index=True)
+    record_at: Mapped[float] = mapped_column(Float)
+    adapter: Mapped[str | None] = mapped_column(String(200), default=None)
+    input_text: Mapped[str] = mapped_column(Text)
+    teacher_text: Mapped[str | None] = mapped_column(Text, default=None)
+    student_text: Mapped[str | None] = mapped_column(Text, default=None)
+
+
+class ReviewRow(Base):
+    """One verdict on a flag. Undone ones stay, marked: who said what is never lost."""
+
+    __tablename__ = "reviews"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    flag_id: Mapped[str] = mapped_column(String(64), index=True)
+    record_id: Mapped[str] = mapped_column(String(200), index=True)
+    route: Mapped[str] = mapped_column(String(200), index=True)
+    verdict: Mapped[str] = mapped_column(String(20))
+    answer: Mapped[str | None] = mapped_column(Text, default=None)
+    by: Mapped[str] = mapped_column("reviewer", String(200))
+    note: Mapped[str | None] = mapped_column(Text, default=None)
+    at: Mapped[float] = mapped_column(Float)
+    undone_at: Mapped[float | None] = mapped_column(Float, default=None)
+
+
+class ReportRow(Base):
+    """What one tick found on one route."""
+
+    __tablename__ = "reports"
+    __table_args__ = (UniqueConstraint("route", "window_end"),)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    route: Mapped[str] = mapped_column(String(200), index=True)
+    window_end: Mapped[float] = mapped_column(Float)
+    at: Mapped[float] = mapped_column(Float)
+    body: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class RolloutEventRow(Base):
+    """One move of a canary, with its evidence."""
+
+    __tablename__ = "rollout_events"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    route: Mapped[str] = mapped_column(String(200), index=True)
+    at: Mapped[float] = mapped_column(Float)
+    action: Mapped[str] = mapped_column(String(20))
+    share: Mapped[float] = mapped_column(Float)
+    adapter: Mapped[str | None] = mapped_column(String(200), default=None)
+    evidence: Mapped[str] = mapped_column(Text)
+
+
+class Store:
+    """An open database. Sessions are short; every method is one transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def session(self) -> Session:
+        """A session; use it in a `with`, commit by hand."""
+        return Session(self.engine, expire_on_commit=False)
+
+    def add_flags(self, rows: Sequence[dict[str, Any]]) -> int:
+        """Insert flags that are not there yet; how many were new."""
+        added = 0
+        with self.session() as session:
+            known = set(
+                session.scalars(select(FlagRow.id).where(FlagRow.id.in_([r["id"] for r in rows])))
+            )
+            for row in rows:
+                if row["id"] not in known:
+                    session.execute(insert(FlagRow).values(**row))
+                    known.add(row["id"])
+                    added += 1
+            session.commit()
+        return added
+
+    def put_report(self, route: str, window_end: float, at: float, body: dict[str, Any]) -> None:
+        """Store a tick's report; the same window again replaces it."""
+        with self.session() as session:
+            found = session.scalar(
+                select(ReportRow).where(
+                    ReportRow.route == route, ReportRow.window_end == window_end
+                )
+            )
+            if found is None:
+                session.add(ReportRow(route=route, window_end=window_end, at=at, body=body))
+            else:
+                found.at, found.body = at, body
+            session.commit()
+
+    def latest_report(self, route: str) -> dict[str, Any] | None:
+        """The newest report of a route."""
+        with self.session() as session:
+            found = session.scalar(
+                select(ReportRow)
+                .where(ReportRow.route == route)
+                .order_by(ReportRow.at.desc(), ReportRow.id.desc())
+                .limit(1)
+            )
+            return found.body if found else None
+
+    def add_rollout_event(self, **values: Any) -> None:
+        """Note a move of a canary."""
+        with self.session() as session:
+            session.add(RolloutEventRow(**values))
+            session.commit()
+
+    def rollout_events(self, route: str | None = None) -> list[RolloutEventRow]:
+        """Moves, oldest first."""
+        query = select(RolloutEventRow).order_by(RolloutEventRow.at, RolloutEventRow.id)
+        if route is not None:
+            query = query.where(RolloutEventRow.route == route)
+        with self.session() as session:
+            return list(session.scalars(query))
+
+    def close(self) -> None:
+        """Close connections."""
+        self.engine.dispose()
+
+
+def open_store(url: str) -> Store:
+    """Open a database by URL, tables made when they are not there.
+
+    Raises:
+        StoreError: it cannot be opened, or was written by a newer Graduate.
+    """
+    shown = url.rpartition("@")[2]  # a password is not for messages
+    try:
+        engine = create_engine(url)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _sqlite_pragmas)
+        with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                # Two processes that start together must not both create tables.
+                connection.execute(text("select pg_advisory_xact_lock(4711)"))
+            Base.metadata.create_all(connection)
+            found = connection.execute(select(SchemaRow.number)).scalar()
+            if found is None:
+                connection.execute(insert(SchemaRow).values(number=SCHEMA))
+            elif found > SCHEMA:
+                raise StoreError(f"{shown}: schema {found} is newer than {SCHEMA}; update graduate")
+    except (SQLAlchemyError, ImportError) as why:
+        reason = str(getattr(why, "orig", None) or why).strip().splitlines()[0]
+        raise StoreError(f"database {shown} cannot be opened: {reason}") from why
+    return Store(engine)
+
+
+def _sqlite_pragmas(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    # Readers go on while the tick writes, and two writers wait for each other instead of failing.
+    cursor.execute("pragma journal_mode=wal")
+    cursor.execute("pragma busy_timeout=10000")
+    cursor.close()
