@@ -53,6 +53,18 @@ class ReviewQueue:
         with self._store.session() as session:
             return list(session.scalars(query))
 
+    def get(self, flag_id: str) -> FlagRow:
+        """One flag.
+
+        Raises:
+            ReviewError: no such flag.
+        """
+        with self._store.session() as session:
+            flag = session.get(FlagRow, flag_id)
+        if flag is None:
+            raise ReviewError(f"flag {flag_id!r}: no such flag")
+        return flag
+
     def claim(self, flag_id: str, by: str) -> FlagRow:
         """Take a flag, so that nobody else reviews it at the same time.
 

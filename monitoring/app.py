@@ -1,0 +1,237 @@
+"""The monitor's server: metrics, an API over reports and flags, and a console page. Ticks run in a process of their own.
+
+evidently and its third of a gigabyte live only in the tick's process, which ends after each pass.
+"""
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+
+from monitoring.errors import ReviewError
+from monitoring.metrics import MonitorMetrics
+from monitoring.review import ReviewQueue
+from monitoring.settings import MonitorSettings
+from monitoring.store import FlagRow, Store
+from router import policy_file
+from router.errors import PolicyError
+from router.policy import AnswerSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Decision(BaseModel):
+    """A reviewer's verdict on a flag."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    verdict: str
+    """accept_teacher, accept_student, correct or discard."""
+    answer: str | None = None
+    """The right answer, for correct."""
+    by: str = Field(min_length=1, max_length=200)
+    note: str | None = Field(default=None, max_length=10_000)
+
+
+class TickLoop:
+    """Runs `graduate monitor tick` again and again, and says how the last one went."""
+
+    def __init__(self, settings: MonitorSettings, store: Store, metrics: MonitorMetrics) -> None:
+        self._settings = settings
+        self._store = store
+        self._metrics = metrics
+        self.error: str | None = None
+        """Why the last tick failed; None when it did not."""
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self.once()
+            await asyncio.sleep(self._settings.every_seconds)
+
+    async def once(self) -> None:
+        """One tick in a process of its own, then the gauges."""
+        settings = self._settings
+        command = [
+            sys.executable, "-m", "graduate", "monitor", "tick", "--json",
+            "--policy", str(settings.policy), "--home", str(settings.home.root),
+            "--database", settings.database, "--since", f"{settings.since_seconds:.0f}s",
+            "--drift-rows", str(settings.drift_rows),
+        ]  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            _, said = await process.communicate()
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
+        if process.returncode == 0:
+            self.error = None
+            self._metrics.ticks.labels("ok").inc()
+            self._metrics.ticked_at.set(time.time())
+        else:
+            self.error = said.decode(errors="replace").strip()[-2000:]
+            self._metrics.ticks.labels("error").inc()
+            logger.error("tick failed: %s", self.error)
+        for name in route_names(settings.policy):
+            report = await asyncio.to_thread(self._store.latest_report, name)
+            if report is not None:
+                self._metrics.show(name, report)
+
+
+def route_names(policy: Path) -> list[str]:
+    """Routes with a student; [] while the policy does not hold."""
+    try:
+        routes = policy_file.load(policy).policy.routes
+    except PolicyError:
+        return []
+    return [name for name, route in routes.items() if route.student is not None]
+
+
+def answer_spec(policy: Path, route: str) -> AnswerSpec | None:
+    """The route's answer spec; None when the policy has no such route."""
+    try:
+        found = policy_file.load(policy).policy.routes.get(route)
+    except PolicyError:
+        return None
+    return found.answer if found else None
+
+
+def flag_body(flag: FlagRow) -> dict[str, Any]:
+    """A flag as JSON."""
+    names = (
+        "id", "record_id", "route", "kind", "reason", "score", "status", "claimed_by", "at", "record_at",
+        "adapter", "input_text", "teacher_text", "student_text",
+    )  # fmt: skip
+    return {name: getattr(flag, name) for name in names}
+
+
+def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True) -> FastAPI:
+    """The application; with `ticking` it runs the tick loop while it lives."""
+    metrics = MonitorMetrics(CollectorRegistry())
+    loop = TickLoop(settings, store, metrics)
+    queue = ReviewQueue(store)
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "pages"), autoescape=select_autoescape()
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(loop.run()) if ticking else None
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    app = FastAPI(title="Graduate monitor", version="1", lifespan=lifespan, redoc_url=None)
+
+    @app.exception_handler(ReviewError)
+    async def refused(_: object, why: ReviewError) -> Response:
+        status = 404 if "no such flag" in str(why) else 409 if "already" in str(why) else 422
+        return JSONResponse({"error": str(why)}, status)
+
+    @app.get("/health", response_class=PlainTextResponse)
+    async def health() -> str:
+        """Alive."""
+        return "ok"
+
+    @app.get("/ready")
+    async def ready() -> dict[str, Any]:
+        """May be asked; what is wrong with the last tick is said."""
+        return {"ready": True, "tick_error": loop.error}
+
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        """Prometheus text."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/api/routes")
+    def routes() -> list[str]:
+        """Routes with a student."""
+        return route_names(settings.policy)
+
+    @app.get("/api/routes/{route}/report")
+    def report(route: str) -> dict[str, Any]:
+        """The newest report of a route."""
+        found = store.latest_report(route)
+        if found is None:
+            raise HTTPException(404, f"no report of route {route!r} yet")
+        return found
+
+    @app.get("/api/routes/{route}/drift.html")
+    def drift_html(route: str) -> FileResponse:
+        """evidently's report."""
+        path = settings.home.reports / f"drift-{route}.html"
+        if route not in route_names(settings.policy) or not path.exists():
+            raise HTTPException(404, f"no drift report of route {route!r} yet")
+        return FileResponse(path, media_type="text/html")
+
+    @app.get("/api/rollouts")
+    def rollouts() -> list[dict[str, Any]]:
+        """Moves of canaries, oldest first."""
+        names = ("route", "at", "action", "share", "adapter", "evidence")
+        return [{n: getattr(e, n) for n in names} for e in store.rollout_events()]
+
+    @app.get("/api/flags")
+    def flags(
+        route: str | None = None, status: str | None = "open", limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """Flags, most informative first."""
+        return [flag_body(f) for f in queue.list(route, status, max(1, min(limit, 1000)))]
+
+    @app.post("/api/flags/{flag_id}/claim")
+    def claim(flag_id: str, by: str) -> dict[str, Any]:
+        """Take a flag."""
+        return flag_body(queue.claim(flag_id, by))
+
+    @app.post("/api/flags/{flag_id}/decision")
+    def decide(flag_id: str, decision: Decision) -> dict[str, Any]:
+        """Decide a flag."""
+        spec = answer_spec(settings.policy, queue.get(flag_id).route)
+        label = queue.decide(
+            flag_id,
+            decision.verdict,
+            decision.answer,
+            by=decision.by,
+            note=decision.note,
+            spec=spec,
+        )
+        return {"record_id": label.record_id, "answer": label.answer, "verdict": label.verdict}
+
+    @app.post("/api/flags/{flag_id}/undo")
+    def undo(flag_id: str) -> dict[str, bool]:
+        """Open a decided flag again."""
+        queue.undo(flag_id)
+        return {"open": True}
+
+    @app.get("/", response_class=HTMLResponse)
+    def console() -> str:
+        """The console: every route's state, and the queue."""
+        shown = [
+            {"name": name, "report": store.latest_report(name)}
+            for name in route_names(settings.policy)
+        ]
+        return pages.get_template("console.html").render(
+            routes=shown,
+            flags=[flag_body(f) for f in queue.list(limit=20)],
+            events=list(reversed(store.rollout_events()))[:20],
+            error=loop.error,
+            time=lambda at: time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)),
+        )
+
+    return app

@@ -1,0 +1,338 @@
+"""`graduate monitor`: imports nothing heavy until a command runs."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from monitoring.settings import MonitorSettings
+    from monitoring.store import Store
+
+app = typer.Typer(no_args_is_help=True, help="Disagreement, drift, flags, reviews and rollouts.")
+review_app = typer.Typer(
+    help="The review queue: flagged examples side by side; a label is gold for training."
+)
+app.add_typer(review_app, name="review")
+out, err = Console(), Console(stderr=True)
+
+HomeOption = Annotated[Path, typer.Option("--home", help="State folder.")]
+PolicyOption = Annotated[
+    Path | None, typer.Option("--policy", help="Policy file; default HOME/policy.yaml.")
+]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", help="SQLAlchemy URL; default HOME/graduate.db.")
+]
+RouteOption = Annotated[str | None, typer.Option("--route", help="One route only.")]
+SinceOption = Annotated[str, typer.Option("--since", help='How far back: "7d", "12h".')]
+RowsOption = Annotated[
+    int, typer.Option("--drift-rows", help="Newest rows that drift looks at.", min=1)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ByOption = Annotated[
+    str, typer.Option("--by", help="Who reviews.", envvar=["GRADUATE_REVIEWER", "USER"])
+]
+
+
+@contextlib.contextmanager
+def _operator_errors() -> Iterator[None]:
+    from monitoring.errors import MonitoringError
+    from router.errors import RouterError
+
+    try:
+        yield
+    except (MonitoringError, RouterError, OSError, ValueError) as why:
+        err.print(f"error: {why}", style="bold red", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(2) from why
+
+
+def _open(
+    home: Path, policy: Path | None, database: str | None, since: str = "7d", drift_rows: int = 200
+) -> "tuple[MonitorSettings, Store]":
+    from monitoring.settings import MonitorSettings
+    from monitoring.store import open_store
+    from router.home import Home
+    from router.quantities import seconds
+
+    place = Home(home)
+    home.mkdir(parents=True, exist_ok=True)
+    settings = MonitorSettings(
+        policy or place.policy, place, database or place.database_url, seconds(since), drift_rows
+    )
+    return settings, open_store(settings.database)
+
+
+@app.command()
+def tick(
+    home: HomeOption = Path(".graduate"),
+    policy: PolicyOption = None,
+    database: DatabaseOption = None,
+    route: RouteOption = None,
+    since: SinceOption = "7d",
+    drift_rows: RowsOption = 200,
+    as_json: JsonOption = False,
+) -> None:
+    """One pass: measure, flag, move canaries, write it all down.
+
+    Example: graduate monitor tick --home .graduate
+    """
+    for body in _ticked(home, policy, database, route, since, drift_rows):
+        if not as_json:
+            _say(body)
+        else:
+            typer.echo(json.dumps(body))
+
+
+@app.command()
+def report(
+    home: HomeOption = Path(".graduate"),
+    policy: PolicyOption = None,
+    database: DatabaseOption = None,
+    route: RouteOption = None,
+    since: SinceOption = "7d",
+    drift_rows: RowsOption = 200,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure now, and print every route's disagreement, drift and flags; evidently's HTML goes to HOME/reports.
+
+    Example: graduate monitor report --route tickets --since 7d
+    """
+    bodies = _ticked(home, policy, database, route, since, drift_rows)
+    if as_json:
+        typer.echo(json.dumps(bodies))
+        return
+    for body in bodies:
+        _say(body)
+    if not bodies:
+        err.print("no route with a student in this policy")
+
+
+def _say(body: dict[str, Any]) -> None:
+    from monitoring import show
+
+    show.report(out, body)
+
+
+def _ticked(
+    home: Path, policy: Path | None, database: str | None, route: str | None, since: str, rows: int
+) -> list[dict[str, Any]]:
+    import datetime
+
+    from monitoring.errors import UnknownRoute
+    from router import policy_file
+
+    with _operator_errors():
+        settings, store = _open(home, policy, database, since, rows)
+        known = policy_file.load(settings.policy).policy.routes
+        if route is not None and route not in known:
+            raise UnknownRoute(
+                f"route {route!r}: allowed: {', '.join(known) or 'none in the policy'}"
+            )
+        with err.status("reading the traffic log …"):
+            from monitoring.tick import plain, run_tick
+
+            found = run_tick(settings, store, now=datetime.datetime.now(datetime.UTC), route=route)
+        store.close()
+    return [plain(r) for r in found]
+
+
+@app.command()
+def serve(
+    home: HomeOption = Path(".graduate"),
+    policy: PolicyOption = None,
+    database: DatabaseOption = None,
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.", min=0, max=65535)] = 8083,
+    every: Annotated[str, typer.Option(help='Pause between ticks: "60s".')] = "60s",
+    since: SinceOption = "7d",
+    drift_rows: RowsOption = 200,
+) -> None:
+    """Serve console, API and metrics, and tick again and again.
+
+    Example: graduate monitor serve --home .graduate --port 8083
+    """
+    import dataclasses
+    import logging
+    import socket
+
+    import uvicorn
+
+    from monitoring.app import create_app
+    from router.quantities import seconds
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    with _operator_errors():
+        settings, store = _open(home, policy, database, since, drift_rows)
+        settings = dataclasses.replace(settings, every_seconds=seconds(every))
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as why:
+                message = f"port {port} of {host} (monitor) cannot be used: {why.strerror}; choose another with --port"
+                raise OSError(message) from why
+    err.print(f"monitor on http://{host}:{port}", highlight=False)
+    uvicorn.run(create_app(settings, store), host=host, port=port, log_level="warning")
+
+
+@app.command()
+def rollout(
+    home: HomeOption = Path(".graduate"),
+    policy: PolicyOption = None,
+    database: DatabaseOption = None,
+    route: RouteOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every move of the canaries, with its evidence.
+
+    Example: graduate monitor rollout --route tickets
+    """
+    import time
+
+    from rich.table import Table
+
+    with _operator_errors():
+        _, store = _open(home, policy, database)
+        names = ("route", "at", "action", "share", "adapter", "evidence")
+        events = [{n: getattr(e, n) for n in names} for e in store.rollout_events(route)]
+    if as_json:
+        typer.echo(json.dumps(events))
+        return
+    table = Table("when (UTC)", "route", "move", "share", "adapter", "evidence")
+    for e in events:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(e["at"]))
+        table.add_row(
+            when, e["route"], e["action"], f"{100 * e['share']:.0f} %", e["adapter"], e["evidence"]
+        )
+    out.print(table)
+
+
+@review_app.callback(invoke_without_command=True)
+def review(
+    context: typer.Context,
+    home: HomeOption = Path(".graduate"),
+    policy: PolicyOption = None,
+    database: DatabaseOption = None,
+    route: RouteOption = None,
+    by: ByOption = "reviewer",
+    limit: Annotated[int, typer.Option(help="Flags at most.", min=1)] = 50,
+) -> None:
+    """Go through the open flags: t teacher is right, s student, c correct, d discard, n next, q quit.
+
+    Example: graduate monitor review --route tickets --by ada
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from monitoring import show
+    from monitoring.app import answer_spec, flag_body
+    from monitoring.review import ReviewQueue
+
+    with _operator_errors():
+        settings, store = _open(home, policy, database)
+        queue = ReviewQueue(store)
+        flags = queue.list(route, "open", limit)
+        keys = {"t": "accept_teacher", "s": "accept_student", "c": "correct", "d": "discard"}
+        for number, flag in enumerate(flags, 1):
+            out.rule(f"{number} of {len(flags)}")
+            show.flag(out, flag_body(flag))
+            key = typer.prompt("[t]eacher [s]tudent [c]orrect [d]iscard [n]ext [q]uit", default="n")
+            if key == "q":
+                return
+            if key not in keys:
+                continue
+            answer = typer.prompt("right answer", default=flag.teacher_text) if key == "c" else None
+            spec = answer_spec(settings.policy, flag.route)
+            queue.decide(flag.id, keys[key], answer, by=by, spec=spec)
+    if not flags:
+        out.print("nothing to review")
+
+
+@review_app.command(name="list")
+def review_list(
+    home: HomeOption = Path(".graduate"),
+    policy: PolicyOption = None,
+    database: DatabaseOption = None,
+    route: RouteOption = None,
+    status: Annotated[str, typer.Option(help="open, claimed, decided or all.")] = "open",
+    limit: Annotated[int, typer.Option(help="Flags at most.", min=1)] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """Flags, most informative first, teacher and student side by side.
+
+    Example: graduate monitor review list --route tickets --json
+    """
+    from monitoring import show
+    from monitoring.app import flag_body
+    from monitoring.review import ReviewQueue
+
+    with _operator_errors():
+        _, store = _open(home, policy, database)
+        found = ReviewQueue(store).list(route, None if status == "all" else status, limit)
+        bodies = [flag_body(f) for f in found]
+    if as_json:
+        typer.echo(json.dumps(bodies))
+        return
+    for body in bodies:
+        show.flag(out, body)
+    if not bodies:
+        out.print("nothing to review")
+
+
+@review_app.command(name="decide")
+def review_decide(
+    flag_id: Annotated[str, typer.Argument(help="Id of the flag.")],
+    verdict: Annotated[
+        str, typer.Option(help="accept_teacher, accept_student, correct or discard.")
+    ],
+    answer: Annotated[str | None, typer.Option(help="The right answer, for correct.")] = None,
+    by: ByOption = "reviewer",
+    note: Annotated[str | None, typer.Option(help="A remark.")] = None,
+    home: HomeOption = Path(".graduate"),
+    policy: PolicyOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decide one flag; an answer outside the route's labels or schema is refused.
+
+    Example: graduate monitor review decide 3f0c… --verdict accept_teacher --by ada
+    """
+    from monitoring.app import answer_spec
+    from monitoring.review import ReviewQueue
+
+    with _operator_errors():
+        settings, store = _open(home, policy, database)
+        queue = ReviewQueue(store)
+        spec = answer_spec(settings.policy, queue.get(flag_id).route)
+        label = queue.decide(flag_id, verdict, answer, by=by, note=note, spec=spec)
+    found = {
+        "record_id": label.record_id,
+        "answer": label.answer,
+        "verdict": label.verdict,
+        "by": by,
+    }
+    typer.echo(
+        json.dumps(found) if as_json else f"{flag_id}: {verdict}: {label.answer or 'discarded'}"
+    )
+
+
+@review_app.command(name="undo")
+def review_undo(
+    flag_id: Annotated[str, typer.Argument(help="Id of the flag.")],
+    home: HomeOption = Path(".graduate"),
+    policy: PolicyOption = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Open a decided flag again; the decision stays in the history.
+
+    Example: graduate monitor review undo 3f0c…
+    """
+    from monitoring.review import ReviewQueue
+
+    with _operator_errors():
+        _, store = _open(home, policy, database)
+        ReviewQueue(store).undo(flag_id)
+    typer.echo(f"{flag_id}: open again")
