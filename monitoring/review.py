@@ -5,7 +5,7 @@ discarded one says that the record is not to be learned from.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -43,7 +43,7 @@ class ReviewQueue:
 
     def list(
         self, route: str | None = None, status: str | None = "open", limit: int = 100
-    ) -> list[FlagRow]:
+    ) -> Sequence[FlagRow]:
         """Flags, most informative first; `status` None gives all."""
         query = select(FlagRow).order_by(FlagRow.score.desc(), FlagRow.at).limit(limit)
         if route is not None:
@@ -140,7 +140,7 @@ class ReviewQueue:
             flag.status, flag.claimed_by = "open", None
             session.commit()
 
-    def labels(self, route: str | None = None, since: float | None = None) -> list[Label]:
+    def labels(self, route: str | None = None, since: float | None = None) -> Sequence[Label]:
         """One label a record: the newest decision that stands."""
         query = select(ReviewRow).where(ReviewRow.undone_at.is_(None)).order_by(ReviewRow.at)
         if route is not None:

@@ -43,7 +43,7 @@ class Row:
 
 def input_of(record: Record) -> str:
     """The last user message of a record; "" when the route does not log text."""
-    if record.request is None:
+    if not record.request:
         return ""
     body = msgspec.json.decode(record.request)
     messages = body.get("messages") if isinstance(body, dict) else None

@@ -24,7 +24,7 @@ from router.errors import BackendError
 from router.metrics import RouterMetrics
 from router.policy import Log, Route, Student
 from router.policy_file import LoadedPolicy
-from router.records import Answer, Comparison, LateAnswer, Purpose, Record
+from router.records import NO_BODY, Answer, Comparison, LateAnswer, Purpose, Record
 from router.shadow import ShadowSet
 from router.student import StudentClient
 from router.teacher import TeacherClient, reply_headers
@@ -385,7 +385,7 @@ class Exchange:
             answers=tuple(_kept(a, rule) for a in self.answers),
             path=request.path,
             model=request.model,
-            request=_redacted(request.body, rule) if rule.text else None,
+            request=_redacted(request.body, rule) if rule.text else NO_BODY,
             draw=decision.draw,
             propensity=decision.propensity,
             shadow_share=decision.shadow_share,
@@ -489,7 +489,7 @@ def _header_text(text: str) -> bytes:
 def _kept(answer: Answer, rule: Log) -> Answer:
     """The answer as the log may keep it: redacted, or without its text."""
     if not rule.text:
-        return msgspec.structs.replace(answer, text=None, tool_calls=(), body=None)
+        return msgspec.structs.replace(answer, text=None, tool_calls=(), body=NO_BODY)
     if not rule.redact:
         return answer
     return msgspec.structs.replace(
@@ -499,7 +499,7 @@ def _kept(answer: Answer, rule: Log) -> Answer:
             msgspec.structs.replace(c, arguments=redact.redact(c.arguments, rule.redact))
             for c in answer.tool_calls
         ),
-        body=_redacted(bytes(answer.body), rule) if answer.body is not None else None,
+        body=_redacted(bytes(answer.body), rule) if answer.body else NO_BODY,
     )
 
 

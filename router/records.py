@@ -20,6 +20,9 @@ import msgspec
 SCHEMA = 1
 """Number of the stored form. A reader reads every number ever written."""
 
+NO_BODY = msgspec.Raw(b"")
+"""A body that was not kept; it is false, and left out of the line (msgspec has no optional Raw)."""
+
 Role = Literal["teacher", "student"]
 Purpose = Literal["reply", "shadow", "audit", "noise"]
 """Why a backend was asked: for the caller; as an unseen copy of a teacher-answered request; as the teacher's
@@ -63,7 +66,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     `timeout`, `overload`, `status`, `stream`, `garbage`, `cancelled`, `breaker`), None when the answer is whole.
     `verdict` names the guard rule that failed, None when all held or none was asked. `confidence` is 0-1 from
     the token log-probabilities, None when the backend gave none. `body` is the reply verbatim (a stream
-    re-assembled into one body), None when the route does not log text.
+    re-assembled into one body), `NO_BODY` when the route does not log text.
     """
 
     role: Role
@@ -82,7 +85,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     verdict: str | None = None
     cost_usd: float = 0.0
-    body: msgspec.Raw | None = None
+    body: msgspec.Raw = NO_BODY
 
     @property
     def ok(self) -> bool:
@@ -119,7 +122,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="record", tag_
     `answers` holds the caller's way in order (a student that failed comes before the teacher that fell in), and
     after `merge` the late answers too. `propensity` is the probability that this request had of getting `arm`,
     `shadow_share` the probability of its being shadowed or audited, `draw` the uniform number behind both.
-    `request` is the body verbatim (redacted as the route says), None when the route does not log text.
+    `request` is the body verbatim (redacted as the route says), `NO_BODY` when the route does not log text.
     """
 
     id: str
@@ -134,7 +137,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="record", tag_
     answers: tuple[Answer, ...] = ()
     path: str = "/v1/chat/completions"
     model: str = ""
-    request: msgspec.Raw | None = None
+    request: msgspec.Raw = NO_BODY
     draw: float = 0.0
     propensity: float = 1.0
     shadow_share: float = 0.0

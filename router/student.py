@@ -22,7 +22,7 @@ from router.backends import BackendClient
 from router.errors import BackendError
 from router.policy import AnswerKind, Student
 from router.prompt import render
-from router.records import Answer, Purpose, Usage
+from router.records import NO_BODY, Answer, Purpose, Usage
 from router.transport import Header, Reply
 from router.wire import RequestView, read_reply
 
@@ -238,7 +238,7 @@ class StudentClient:
             first_token_seconds=first,
             confidence=known,
             cost_usd=self.client.cost(usage),
-            body=msgspec.Raw(data) if data else None,
+            body=msgspec.Raw(data) if data else NO_BODY,
         )
 
     def failure(self, why: BackendError | None) -> Answer:

@@ -12,7 +12,7 @@ import msgspec
 
 from router.backends import BackendClient
 from router.errors import BackendError
-from router.records import Answer, Purpose
+from router.records import NO_BODY, Answer, Purpose
 from router.transport import Header, Reply
 from router.wire import EMPTY_REPLY, ReplyView, RequestView, read_reply
 
@@ -65,7 +65,7 @@ def describe(view: ReplyView, status: int, body: bytes | None) -> Mapping[str, o
         "finish_reason": view.finish_reason,
         "usage": view.usage,
         "error": None if 200 <= status < 300 else "status",
-        "body": msgspec.Raw(body) if body and _is_json(body) else None,
+        "body": msgspec.Raw(body) if body and _is_json(body) else NO_BODY,
     }
 
 

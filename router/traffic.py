@@ -182,13 +182,19 @@ def lines(segment: Path) -> Iterator[Line]:
             return
         file = closed.open("rb")
     with file:
+        bad: list[int] = []
         for number, data in enumerate(file, 1):
             if not data.strip():
                 continue
             try:
                 yield load(data)
             except (msgspec.MsgspecError, UnicodeDecodeError):
-                logger.warning("%s: line %d is not a record; skipped", segment, number)
+                bad.append(number)
+        if bad:
+            logger.warning(
+                "%s: %d lines are not records and are skipped, the first is line %d",
+                segment, len(bad), bad[0],
+            )  # fmt: skip
 
 
 def scan(

@@ -69,7 +69,7 @@ def rows_from_traffic(records: Iterable[Record]) -> Iterator[Row]:
     """Records that the teacher answered, seen or unseen, with their request's messages."""
     for record in records:
         answer = record.answer_of("teacher")
-        if answer is None or record.request is None:
+        if answer is None or not record.request:
             continue
         body = msgspec.json.decode(record.request)
         messages = body.get("messages") if isinstance(body, dict) else None

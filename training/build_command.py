@@ -113,7 +113,6 @@ def _reviews(url: str, route: str) -> list[Any]:
     """Labels of the review queue, as the builder reads them; none when no monitor has run yet."""
     from monitoring.review import ReviewQueue
     from monitoring.store import open_store
-
     from training.build import Reviewed
 
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():

@@ -23,7 +23,7 @@ class Lora(BaseModel):
     """LoRA's r."""
     alpha: int = Field(default=32, ge=1)
     """LoRA's scale is alpha / rank."""
-    top_layers: int | None = Field(default=14, ge=1)
+    top_layers: int | None = Field(default=10, ge=1)
     """Layers, counted from the head, that are trained; the ones below run once. None trains all."""
 
 
@@ -32,7 +32,7 @@ class Optimizer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_share: float = Field(default=0.06, ge=0, lt=1)
     """Share of all steps with a rising learning rate."""
@@ -47,9 +47,9 @@ class FitConfig(BaseModel):
 
     engine: Literal["label"] = "label"
     """`label`: short answers (labels, small JSON), fast on a CPU."""
-    epochs: int = Field(default=6, ge=1, le=100)
+    epochs: int = Field(default=5, ge=1, le=100)
     """Passes over the training rows."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     patience: int = Field(default=2, ge=1)
     """Epochs without a better validation loss after which training stops."""
     seed: int = 0

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from monitoring.intervals import wilson
-
 from router.compare import compare, parse
 from router.policy import AnswerSpec
 from router.records import Answer
