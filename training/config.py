@@ -57,6 +57,8 @@ class FitConfig(BaseModel):
     optimizer: Optimizer = Optimizer()
     max_cut_share: float = Field(default=0.2, ge=0, le=1)
     """Share of rows whose input may be cut; above it preflight refuses."""
+    frozen_products: Literal["auto", "fp32", "bf16"] = "auto"
+    """Matrix products of frozen weights; `auto` takes bf16 where this CPU multiplies it faster."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; None leaves torch's choice."""
 

@@ -83,6 +83,12 @@ def encode(
     )
 
 
+def longest_answer(examples: Sequence[Example], tokenizer: Tokenizer) -> int:
+    """Tokens of the longest completion, its end included: how far an answer may go before it is off the track."""
+    texts = {e.completion for e in examples}
+    return max((len(tokenizer.encode(t, add_special_tokens=False)) for t in texts), default=0) + 1
+
+
 def buckets(rows: Sequence[Encoded], batch_size: int, order: Sequence[int]) -> list[list[int]]:
     """Batches of row numbers with little padding: `order` is cut into pools, each sorted by length.
 

@@ -153,10 +153,9 @@ def _predict(
     """Answers, each input asked once though it may be in both test sets."""
     names = [(answerer.name, e.id.removesuffix("#balanced")) for e in rows]
     missing = [i for i, name in enumerate(names) if name not in known]
-    for i, found in zip(
-        missing, answerer.predict([rows[i] for i in missing], progress), strict=True
-    ):
-        known[names[i]] = found
+    if missing:
+        found = answerer.predict([rows[i] for i in missing], progress)
+        known.update(zip((names[i] for i in missing), found, strict=True))
     return [known[name] for name in names]
 
 

@@ -9,6 +9,9 @@ import typer
 if TYPE_CHECKING:
     from training.evaluate import Evaluation
 
+SLACK_TOKENS = 8
+"""An answer may be so much longer than the longest one known."""
+
 
 def evaluate(
     run: Annotated[Path | None, typer.Option(help="Run folder; default: the newest one.")] = None,
@@ -36,6 +39,7 @@ def evaluate(
     from training import lora
     from training.commands import newest, open_base_model, operator_errors, progress_bar
     from training.dataset import Dataset
+    from training.encode import longest_answer
     from training.predict import ModelPredictor
 
     place = Home(home)
@@ -56,7 +60,8 @@ def evaluate(
                 done += more
                 tell("answers", min(done, total), total)
 
-            settings = (base.tokenizer, dataset.info.prompt, dataset.info.max_input_chars)
+            longest = longest_answer(dataset.examples, base.tokenizer) + SLACK_TOKENS
+            settings = (base.tokenizer, dataset.info.prompt, dataset.info.max_input_chars, longest)
             others: list[Any] = []
             if zero_shot:
                 plain = ModelPredictor("base model, zero-shot", base.model, *settings)

@@ -5,6 +5,7 @@ Knows model structure (layers under `model.layers`, as in Llama, Qwen and Gemma)
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def add_lora(model: Any, *, rank: int, alpha: int, top_layers: int | None, seed:
         target_modules=list(TARGETS),
         layers_to_transform=list(range(first, count)) if first else None,
     )
-    adapted = get_peft_model(model, config)
+    with _quiet():
+        adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -99,4 +101,13 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
 
 def load_adapter(model: Any, folder: Path) -> PeftModel:
     """`model` with a saved adapter, in evaluation mode."""
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    with _quiet():
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """peft 0.21 asks transformers 5 for a name that is going away; nothing of ours to change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -5,6 +5,7 @@ greedy answer, its end-of-sequence token included: exp of the sum of the tokens'
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -77,8 +78,6 @@ def greedy(
     model: Any, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[Prediction]:
     """Greedy continuations of a batch of prompts, each until its end-of-sequence token."""
-    import time
-
     began = time.perf_counter()
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)

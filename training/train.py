@@ -7,6 +7,7 @@ The loop's arithmetic is in `label_engine`; here are the run's files, its schedu
     run/resume.pt      state after the last whole epoch          run/run.json      what came out
 """
 
+import contextlib
 import json
 import math
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from training import label_engine as engine
-from training import lora
+from training import lora, precision
 from training.config import FitConfig
 from training.dataset import Dataset
 from training.encode import Encoded, encode
@@ -117,17 +118,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.json").write_text(self.config.model_dump_json(indent=2))
         self._resume()
-        train_states = self._cache("training rows", self.train)
-        validation_states = self._cache("validation rows", self.validation)
-        trained_seconds = 0.0
-        while len(self.epochs) < self.config.epochs and not self._out_of_patience():
-            result = self._epoch(train_states, validation_states)
-            trained_seconds += result.seconds
-            self.epochs.append(result)
-            if result is self.best:
-                lora.save_adapter(self.adapted, self.folder / "adapter")
-            self._save_resume()
-            loss_curve(self.folder / "log.jsonl", self.folder / "curve.png")
+        with self._products():
+            self._epochs()
         fitted = RunResult(
             best=self.best.epoch,
             epochs=tuple(self.epochs),
@@ -135,10 +127,29 @@ class Run:
             cut_rows=sum(row.was_cut for row in self.train),
             trained_parameters=sum(p.numel() for p in self.trained),
             seconds=time.perf_counter() - began,
-            rows_per_second=len(self.train) * len(self.epochs) / max(trained_seconds, 1e-9),
+            rows_per_second=len(self.train)
+            * len(self.epochs)
+            / max(sum(e.seconds for e in self.epochs), 1e-9),
         )
         (self.folder / "run.json").write_text(json.dumps(asdict(fitted), indent=2))
         return fitted
+
+    def _products(self) -> contextlib.AbstractContextManager[None]:
+        wanted = self.config.frozen_products
+        if wanted == "bf16" or (wanted == "auto" and precision.is_bf16_faster()):
+            return precision.frozen_in_bf16(self.adapted)
+        return contextlib.nullcontext()
+
+    def _epochs(self) -> None:
+        train_states = self._cache("training rows", self.train)
+        validation_states = self._cache("validation rows", self.validation)
+        while len(self.epochs) < self.config.epochs and not self._out_of_patience():
+            result = self._epoch(train_states, validation_states)
+            self.epochs.append(result)
+            if result is self.best:
+                lora.save_adapter(self.adapted, self.folder / "adapter")
+            self._save_resume()
+            loss_curve(self.folder / "log.jsonl", self.folder / "curve.png")
 
     @property
     def best(self) -> EpochResult:
