@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from prometheus_client import CollectorRegistry
@@ -25,8 +25,8 @@ from monitoring.review import ReviewQueue
 from monitoring.settings import MonitorSettings
 from monitoring.store import FlagRow, Store
 from router import policy_file
+from router.answer_spec import AnswerSpec
 from router.errors import PolicyError
-from router.policy import AnswerSpec
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +123,6 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
     """The application; with `ticking` it runs the tick loop while it lives."""
     metrics = MonitorMetrics(CollectorRegistry())
     loop = TickLoop(settings, store, metrics)
-    queue = ReviewQueue(store)
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "pages"), autoescape=select_autoescape()
-    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -145,27 +141,43 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
         status = 404 if "no such flag" in str(why) else 409 if "already" in str(why) else 422
         return JSONResponse({"error": str(why)}, status)
 
-    @app.get("/health", response_class=PlainTextResponse)
+    app.include_router(_state_routes(loop, metrics))
+    app.include_router(_report_routes(settings, store), prefix="/api")
+    app.include_router(_flag_routes(settings, ReviewQueue(store)), prefix="/api")
+    app.include_router(_console(settings, store, loop))
+    return app
+
+
+def _state_routes(loop: TickLoop, metrics: MonitorMetrics) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/health", response_class=PlainTextResponse)
     async def health() -> str:
         """Alive."""
         return "ok"
 
-    @app.get("/ready")
+    @routes.get("/ready")
     async def ready() -> dict[str, Any]:
         """May be asked; what is wrong with the last tick is said."""
         return {"ready": True, "tick_error": loop.error}
 
-    @app.get("/metrics")
+    @routes.get("/metrics")
     def show_metrics() -> Response:
         """Prometheus text."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/api/routes")
-    def routes() -> list[str]:
+    return routes
+
+
+def _report_routes(settings: MonitorSettings, store: Store) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/routes")
+    def names() -> list[str]:
         """Routes with a student."""
         return route_names(settings.policy)
 
-    @app.get("/api/routes/{route}/report")
+    @routes.get("/routes/{route}/report")
     def report(route: str) -> dict[str, Any]:
         """The newest report of a route."""
         found = store.latest_report(route)
@@ -173,7 +185,7 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
             raise HTTPException(404, f"no report of route {route!r} yet")
         return found
 
-    @app.get("/api/routes/{route}/drift.html")
+    @routes.get("/routes/{route}/drift.html")
     def drift_html(route: str) -> FileResponse:
         """evidently's report."""
         path = settings.home.reports / f"drift-{route}.html"
@@ -181,25 +193,31 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
             raise HTTPException(404, f"no drift report of route {route!r} yet")
         return FileResponse(path, media_type="text/html")
 
-    @app.get("/api/rollouts")
+    @routes.get("/rollouts")
     def rollouts() -> list[dict[str, Any]]:
         """Moves of canaries, oldest first."""
         names = ("route", "at", "action", "share", "adapter", "evidence")
         return [{n: getattr(e, n) for n in names} for e in store.rollout_events()]
 
-    @app.get("/api/flags")
+    return routes
+
+
+def _flag_routes(settings: MonitorSettings, queue: ReviewQueue) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/flags")
     def flags(
         route: str | None = None, status: str | None = "open", limit: int = 100
     ) -> list[dict[str, Any]]:
         """Flags, most informative first."""
         return [flag_body(f) for f in queue.list(route, status, max(1, min(limit, 1000)))]
 
-    @app.post("/api/flags/{flag_id}/claim")
+    @routes.post("/flags/{flag_id}/claim")
     def claim(flag_id: str, by: str) -> dict[str, Any]:
         """Take a flag."""
         return flag_body(queue.claim(flag_id, by))
 
-    @app.post("/api/flags/{flag_id}/decision")
+    @routes.post("/flags/{flag_id}/decision")
     def decide(flag_id: str, decision: Decision) -> dict[str, Any]:
         """Decide a flag."""
         spec = answer_spec(settings.policy, queue.get(flag_id).route)
@@ -213,13 +231,22 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
         )
         return {"record_id": label.record_id, "answer": label.answer, "verdict": label.verdict}
 
-    @app.post("/api/flags/{flag_id}/undo")
+    @routes.post("/flags/{flag_id}/undo")
     def undo(flag_id: str) -> dict[str, bool]:
         """Open a decided flag again."""
         queue.undo(flag_id)
         return {"open": True}
 
-    @app.get("/", response_class=HTMLResponse)
+    return routes
+
+
+def _console(settings: MonitorSettings, store: Store, loop: TickLoop) -> APIRouter:
+    routes = APIRouter()
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "pages"), autoescape=select_autoescape()
+    )
+
+    @routes.get("/", response_class=HTMLResponse)
     def console() -> str:
         """The console: every route's state, and the queue."""
         shown = [
@@ -228,10 +255,10 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
         ]
         return pages.get_template("console.html").render(
             routes=shown,
-            flags=[flag_body(f) for f in queue.list(limit=20)],
+            flags=[flag_body(f) for f in ReviewQueue(store).list(limit=20)],
             events=list(reversed(store.rollout_events()))[:20],
             error=loop.error,
             time=lambda at: time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)),
         )
 
-    return app
+    return routes

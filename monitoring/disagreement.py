@@ -12,9 +12,9 @@ from scipy import stats
 
 from monitoring.intervals import holm, wilson
 from monitoring.windows import Pair, class_of, input_of
+from router.answer_spec import AnswerSpec
 from router.compare import compare
 from router.difficulty import language_of
-from router.policy import AnswerSpec
 from router.records import Record
 
 MIN_SLICE_ROWS = 8

@@ -13,9 +13,9 @@ from sqlalchemy import select
 
 from monitoring.errors import ReviewError
 from monitoring.store import FlagRow, ReviewRow, Store
+from router.answer_spec import AnswerSpec, GuardRule
 from router.compare import parse
 from router.guard import check
-from router.policy import AnswerSpec, GuardRule
 from router.records import Answer
 
 VerdictWord = Literal["accept_teacher", "accept_student", "correct", "discard"]

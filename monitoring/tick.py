@@ -24,7 +24,8 @@ from monitoring.settings import MonitorSettings
 from monitoring.store import Store
 from monitoring.windows import Row, class_of, pairs, rows
 from router import policy_file
-from router.policy import AnswerSpec, Rollouts, Route, RouteRollout
+from router.answer_spec import AnswerSpec
+from router.policy import Rollouts, Route, RouteRollout
 from router.prompt import last_user_text
 from router.records import Record
 from router.traffic import scan

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from router.answer_spec import AnswerSpec
 from router.compare import parse
-from router.policy import AnswerSpec
 from router.prompt import last_user_text
 from router.records import Record
 

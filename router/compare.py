@@ -14,17 +14,20 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from router.policy import AnswerSpec
+from router.answer_spec import AnswerSpec
 from router.records import Answer, Comparison, ToolCall
 
-_FENCE = re.compile(r"^\s*```[a-zA-Z]*\s*\n?(.*?)\n?\s*```\s*$", re.DOTALL)
 _WORDS = re.compile(r"\w+", re.UNICODE)
 
 
 def unfenced(text: str) -> str:
     """The text inside one Markdown code fence, or the text itself, stripped."""
-    found = _FENCE.match(text)
-    return (found[1] if found else text).strip()
+    plain = text.strip()
+    if len(plain) < 6 or not (plain.startswith("```") and plain.endswith("```")):
+        return plain
+    first, newline, rest = plain[3:-3].partition("\n")
+    is_language = (newline and first.strip().isalnum()) or not first.strip()
+    return (rest if is_language else plain[3:-3]).strip()
 
 
 def _label(spec: AnswerSpec, text: str) -> str | None:
@@ -43,15 +46,14 @@ def _json(spec: AnswerSpec, text: str) -> Any | None:
     return value
 
 
-def _calls(calls: Sequence[ToolCall]) -> list[tuple[str, str]] | None:
+def _calls(calls: Sequence[ToolCall]) -> list[tuple[str, Any]] | None:
     found = []
     for call in calls:
         try:
-            arguments = json.loads(call.arguments or "{}")
+            found.append((call.name, json.loads(call.arguments or "{}")))
         except (ValueError, RecursionError):
             return None
-        found.append((call.name, json.dumps(arguments, sort_keys=True)))
-    return sorted(found)
+    return sorted(found, key=lambda item: (item[0], json.dumps(item[1], sort_keys=True)))
 
 
 def parse(spec: AnswerSpec, text: str | None, tool_calls: Sequence[ToolCall] = ()) -> Any | None:
@@ -72,14 +74,20 @@ def rouge_l(one: str, other: str) -> float:
     a, b = _WORDS.findall(one.lower()), _WORDS.findall(other.lower())
     if not a or not b:
         return float(a == b)
-    above = [0] * (len(b) + 1)
+    return 2 * _common_subsequence(a, b) / (len(a) + len(b))
+
+
+def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a row of the table in one integer (Hyyrö 2004)."""
+    places: dict[str, int] = {}
+    for position, word in enumerate(b):
+        places[word] = places.get(word, 0) | 1 << position
+    full = (1 << len(b)) - 1
+    row = full
     for word in a:
-        row = [0]
-        for j, candidate in enumerate(b):
-            row.append(above[j] + 1 if word == candidate else max(above[j + 1], row[j]))
-        above = row
-    common = above[-1]
-    return 2 * common / (len(a) + len(b))
+        matched = row & places.get(word, 0)
+        row = (row + matched | row - matched) & full
+    return len(b) - row.bit_count()
 
 
 def _name(spec: AnswerSpec) -> str:
@@ -94,9 +102,9 @@ def _name(spec: AnswerSpec) -> str:
 def _agree_json(spec: AnswerSpec, one: Any, other: Any) -> tuple[bool, float, dict[str, bool]]:
     names = spec.compare.fields
     if not names:
-        same = one == other
+        same = _same(one, other)
         return same, float(same), {}
-    fields = {name: one[name] == other[name] for name in names}
+    fields = {name: _same(one[name], other[name]) for name in names}
     return all(fields.values()), sum(fields.values()) / len(fields), fields
 
 
@@ -106,7 +114,19 @@ def _agree_text(spec: AnswerSpec, one: Any, other: Any) -> tuple[bool, float, di
 
 
 def _agree_equal(spec: AnswerSpec, one: Any, other: Any) -> tuple[bool, float, dict[str, bool]]:
-    return one == other, float(one == other), {}
+    same = _same(one, other)
+    return same, float(same), {}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality of JSON values: 1 is 1.0, but true is not 1."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(v, other[k]) for k, v in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
 
 
 _AGREE: dict[str, Callable[[AnswerSpec, Any, Any], tuple[bool, float, dict[str, bool]]]] = {
@@ -122,8 +142,8 @@ def compare(spec: AnswerSpec, student: Answer, teacher: Answer) -> Comparison:
     """Student against teacher. When one has no answer of the right form, `agree` is None and the fault is named."""
     name = _name(spec)
     if name == "exact":
-        one: Any = (student.text or "").strip() or None
-        other: Any = (teacher.text or "").strip() or None
+        one: Any = (student.text or "").strip() or None if student.ok else None
+        other: Any = (teacher.text or "").strip() or None if teacher.ok else None
     else:
         one = parse(spec, student.text, student.tool_calls) if student.ok else None
         other = parse(spec, teacher.text, teacher.tool_calls) if teacher.ok else None

@@ -163,10 +163,10 @@ def sticky_key(sticky: str, request: RequestView) -> tuple[str | None, str]:
     if sticky == "user":
         return request.user or request.caller, "user"
     if sticky == "conversation":
-        return request.conversation, "conversation"
+        return request.conversation or None, "conversation"
     if sticky.startswith("header:"):
         header = sticky.removeprefix("header:").lower()
-        return request.headers.get(header), header
+        return request.headers.get(header) or None, header
     return None, "request"
 
 

@@ -130,6 +130,8 @@ def load_model(path: Path) -> DifficultyModel:
     """
     try:
         data = json.loads(path.read_text())
+        if int(data["buckets"]) < 1:
+            raise ValueError("buckets must be at least 1")
         return DifficultyModel(
             str(data["name"]),
             float(data["bias"]),

@@ -391,9 +391,9 @@ class Exchange:
             shadow_share=decision.shadow_share,
             segment=decision.segment,
             conversation=request.conversation,
-            user=request.user,
+            user=_redacted_text(request.user, rule),
             caller=request.caller,
-            metadata=request.metadata,
+            metadata={k: redact.redact(v, rule.redact) for k, v in request.metadata.items()},
             stream=request.stream,
             latency_seconds=seconds,
             comparison=comparison,
@@ -501,6 +501,10 @@ def _kept(answer: Answer, rule: Log) -> Answer:
         ),
         body=_redacted(bytes(answer.body), rule) if answer.body else NO_BODY,
     )
+
+
+def _redacted_text(text: str | None, rule: Log) -> str | None:
+    return redact.redact(text, rule.redact) if text and rule.redact else text
 
 
 def _redacted(body: bytes, rule: Log) -> msgspec.Raw:

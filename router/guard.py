@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import jsonschema_rs
 
 from router import redact
+from router.answer_spec import AnswerSpec, GuardRule
 from router.compare import parse, unfenced
-from router.policy import AnswerSpec, GuardRule
 from router.records import Answer
 
 
@@ -48,14 +48,23 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 
 def _schema(spec: AnswerSpec, value: int | str | None, answer: Answer) -> str | None:
-    try:
-        found = json.loads(unfenced(answer.text or ""))
-    except (ValueError, RecursionError):
-        return "not JSON"
-    if spec.schema_ is None:
-        return None
-    error = next(_validator(json.dumps(spec.schema_)).iter_errors(found), None)
-    return None if error is None else error.message
+    texts = [unfenced(answer.text or "")]
+    if spec.kind == "tool_call":  # the schema is that of the arguments
+        texts = [call.arguments for call in answer.tool_calls]
+    for text in texts:
+        try:
+            found = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            return "not JSON"
+        if spec.schema_ is not None:
+            error = next(_validator(json.dumps(spec.schema_)).iter_errors(found), None)
+            if error is not None:
+                return error.message
+    return None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _label(spec: AnswerSpec, value: int | str | None, answer: Answer) -> str | None:

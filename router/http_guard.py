@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import httpx
 import msgspec
 
+from router.answer_spec import GuardRule
 from router.guard import PASSED, Verdict
-from router.policy import GuardRule
 from router.records import Answer
 from router.wire import RequestView
 

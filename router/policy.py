@@ -4,40 +4,15 @@ Holds the shape of `policy.yaml` and of the monitor's `rollouts.yaml`, one line 
 and the overlay are in `policy_file`; deciding is in `decide`. Knows no HTTP and no clock.
 """
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from router.prompt import template_fields
+from router.answer_spec import AnswerSpec, Guard, Regex, Strict, Template, regex
 from router.quantities import Seconds, Share
 
 Mode = Literal["teacher", "dark_launch", "canary", "hybrid", "student"]
-AnswerKind = Literal["label", "json", "tool_call", "text"]
 FlagFeedback = Literal["negative", "any", "off"]
-
-
-def _regex(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as why:
-        raise ValueError(f"not a regular expression: {why}") from why
-    return pattern
-
-
-def _template(template: str) -> str:
-    template_fields(template)
-    return template
-
-
-Regex = Annotated[str, AfterValidator(_regex)]
-Template = Annotated[str, AfterValidator(_template)]
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors; values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Timeout(Strict):
@@ -56,7 +31,12 @@ class Retries(Strict):
 
     attempts: int = Field(default=2, ge=1, le=10)
     """Calls in all, the first one counted."""
-    on: tuple[Literal["connect", "timeout", "429", "5xx"], ...] = ("connect", "429", "5xx")
+    on: Annotated[
+        tuple[Literal["connect", "timeout", "429", "5xx"], ...],
+        WithJsonSchema(
+            {"type": "array", "items": {"enum": ["connect", "timeout", "429", 429, "5xx"]}}
+        ),
+    ] = ("connect", "429", "5xx")
     """What is worth another try."""
     backoff: Seconds = 0.25
     """Wait before the second try, doubled each time; `Retry-After` wins."""
@@ -113,9 +93,9 @@ class Match(Strict):
 
     model: str | None = None
     """The requested model, exactly."""
-    header: dict[str, str] = {}
+    header: dict[str, str] = Field(default={})
     """Header names (any case) and their exact values."""
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] = Field(default={})
     """Keys of the body's `metadata` and their exact values; `x-graduate-task` is `metadata.task`."""
     caller: str | None = None
     """Name of the caller's key."""
@@ -126,7 +106,7 @@ class Match(Strict):
     def _regex_compiles(self) -> "Match":
         pattern = self.system_prompt
         if pattern and len(pattern) > 2 and pattern.startswith("/") and pattern.endswith("/"):
-            _regex(pattern[1:-1])
+            regex(pattern[1:-1])
         return self
 
 
@@ -152,68 +132,6 @@ class Student(Strict):
     """Characters of the input that the template keeps, as in training."""
     max_tokens: int = Field(default=256, ge=1)
     """Tokens of an answer when the caller names no number."""
-
-
-class Compare(Strict):
-    """When student and teacher count as agreeing."""
-
-    fields: tuple[str, ...] = ()
-    """JSON: these top-level fields decide; none given compares the whole value."""
-    comparator: Literal["auto", "exact", "label", "json", "tool_call", "rouge_l"] = "auto"
-    """By the kind of answer unless named."""
-    threshold: Share = 0.7
-    """Text: score from which it counts as agreement."""
-
-
-class AnswerSpec(Strict):
-    """What a right answer looks like: drives comparison, guard and evaluation."""
-
-    kind: AnswerKind = "text"
-    labels: tuple[str, ...] = ()
-    """Label: the allowed words."""
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    """JSON: its JSON Schema."""
-    compare: Compare = Compare()
-
-
-class GuardRule(Strict):
-    """One check of a student's answer; a bare word in YAML is a rule without a value."""
-
-    rule: Literal[
-        "schema", "label", "not_empty", "not_truncated", "not_refusal", "no_pii",
-        "max_chars", "min_chars", "forbid", "require", "http",
-    ]  # fmt: skip
-    value: int | str | None = None
-
-
-_VALUED = {"max_chars": int, "min_chars": int, "forbid": str, "require": str, "http": str}
-
-
-def _guard_rule(data: Any) -> Any:
-    """`word` or `{word: value}` as a rule; anything else is left for pydantic to refuse."""
-    if isinstance(data, str):
-        name, value = data, None
-    elif isinstance(data, dict) and len(data) == 1 and "rule" not in data:
-        name, value = next(iter(data.items()))
-    else:
-        return data
-    wanted = _VALUED.get(name)
-    if wanted is None and value is not None:
-        raise ValueError(f"{name} takes no value")
-    if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
-        raise ValueError(f"{name} needs {'a number' if wanted is int else 'a text'}: {{{name}: …}}")
-    if name in ("forbid", "require"):
-        _regex(str(value))
-    return {"rule": name, "value": value}
-
-
-class Guard(Strict):
-    """Checks on the student's answer before the caller sees it."""
-
-    rules: tuple[Annotated[GuardRule, BeforeValidator(_guard_rule)], ...] = ()
-    """In order; the first that fails decides."""
-    stream: Literal["buffer", "pass"] = "buffer"
-    """Hold a streamed answer until it is checked, or let it through and only record the verdict."""
 
 
 class Fallback(Strict):
@@ -294,7 +212,7 @@ class EasyIf(Strict):
 class Difficulty(Strict):
     """A scored difficulty: above `max` the teacher answers."""
 
-    model: str
+    model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of a difficulty model under the registry."""
     max: Share
 
@@ -319,7 +237,7 @@ class Log(Strict):
     share: Share = 1.0
     text: bool = True
     """Keep prompts and replies; otherwise only figures."""
-    redact: tuple[str, ...] = ()
+    redact: tuple[Annotated[str, AfterValidator(regex)], ...] = ()
     """`email`, `phone`, `credit_card`, or a regular expression."""
 
 
@@ -357,7 +275,7 @@ class Route(Strict):
     dark_launch: DarkLaunch = DarkLaunch()
     canary: Canary = Canary()
     hybrid: Hybrid = Hybrid()
-    segments: dict[str, Match] = {}
+    segments: dict[str, Match] = Field(default={})
     """Named parts of the route, first match wins; gates hold in each."""
     log: Log = Log()
     flags: Flags = Flags()
@@ -366,8 +284,6 @@ class Route(Strict):
     def _student_where_needed(self) -> "Route":
         if self.mode != "teacher" and self.student is None:
             raise ValueError(f"mode {self.mode} needs a student")
-        if self.answer.kind == "label" and not self.answer.labels:
-            raise ValueError("answer of kind label needs labels")
         return self
 
 
@@ -383,7 +299,7 @@ class Policy(Strict):
     version: Literal[1]
     backends: dict[str, Backend] = Field(min_length=1)
     keys: Keys | None = None
-    routes: dict[str, Route] = {}
+    routes: dict[str, Route] = Field(default={})
     default: DefaultRoute
 
     def backend_names(self) -> set[str]:
@@ -416,4 +332,4 @@ class Rollouts(Strict):
     """The monitor's file, laid over the policy."""
 
     version: Literal[1]
-    routes: dict[str, RouteRollout] = {}
+    routes: dict[str, RouteRollout] = Field(default={})

@@ -68,7 +68,7 @@ def check(
     table.add_row("(default)", "teacher", loaded.policy.default.teacher.backend, "-")
     Console().print(table)
     for warning in warnings:
-        err.print(f"warning: {warning}", style="yellow", highlight=False)
+        err.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
 
 def explain(
@@ -101,7 +101,12 @@ def explain(
     for pair in header or ():
         name, equals, value = pair.partition("=")
         if not equals:
-            err.print(f"--header {pair!r}: allowed: name=value", style="red")
+            err.print(
+                f"--header {pair!r}: allowed: name=value",
+                style="red",
+                highlight=False,
+                markup=False,
+            )
             raise typer.Exit(2)
         headers[name.lower()] = value
     try:
@@ -110,10 +115,12 @@ def explain(
             loaded, parse(path, headers, body), random.random() if draw is None else draw
         )
     except OSError as why:
-        err.print(f"{request}: cannot be read: {why.strerror}", style="red")
+        err.print(
+            f"{request}: cannot be read: {why.strerror}", style="red", highlight=False, markup=False
+        )
         raise typer.Exit(2) from why
     except CallerError as why:
-        err.print(f"{request}: {why}", style="red")
+        err.print(f"{request}: {why}", style="red", highlight=False, markup=False)
         raise typer.Exit(2) from why
     route = loaded.policy.routes.get(decision.route) if decision.route != DEFAULT else None
     backend = loaded.policy.default.teacher.backend

@@ -134,7 +134,8 @@ def _parse(text: str, source: str, model: type[BaseModel]) -> tuple[Any, dict[Ke
     try:
         node = yaml.compose(text, Loader=_Loader)
         data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as why:
+        lines = dict(_lines(node)) if node is not None else {}
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as why:
         mark = getattr(why, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         raise PolicyError(
@@ -150,7 +151,6 @@ def _parse(text: str, source: str, model: type[BaseModel]) -> tuple[Any, dict[Ke
     ]
     if twice:
         raise PolicyError(source, twice)
-    lines = dict(_lines(node))
     try:
         return model.model_validate(data), lines
     except ValidationError as why:
@@ -196,7 +196,7 @@ def loads_rollouts(text: str, policy: Policy, source: str = "rollouts.yaml") -> 
     Raises:
         PolicyError: as `loads`.
     """
-    if not text.strip():
+    if not re.sub(r"(?m)^\s*#.*$", "", text).strip():  # empty, or comments only
         return Rollouts(version=1)
     rollouts, _ = _parse(text, source, Rollouts)
     assert isinstance(rollouts, Rollouts)
@@ -225,10 +225,16 @@ def load(
         text = _read(rollouts_path)
     rollouts = loads_rollouts(text, policy, str(rollouts_path))
     models = {}
-    for route in policy.routes.values():
+    for route_name, route in policy.routes.items():
         if route.hybrid.difficulty and difficulty_folder is not None:
             name = route.hybrid.difficulty.model
-            models[name] = load_model(difficulty_folder / f"{name}.json")
+            file = difficulty_folder / f"{name}.json"
+            if not file.exists():
+                key = f"routes.{route_name}.hybrid.difficulty.model"
+                raise PolicyError(
+                    str(path), [Problem(1, key, name, f"no such model: {file} is not there")]
+                )
+            models[name] = load_model(file)
     return LoadedPolicy(policy, rollouts, digest_of(policy, rollouts), str(path), models)
 
 

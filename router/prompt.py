@@ -46,7 +46,13 @@ def template_fields(template: str) -> set[str]:
     Raises:
         ValueError: the braces are not balanced, or a field is not one of `FIELDS`.
     """
-    names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    parts = list(string.Formatter().parse(template))
+    names = {name for _, name, _, _ in parts if name is not None}
+    formatted = [spec or conversion for _, _, spec, conversion in parts if spec or conversion]
+    if formatted:
+        raise ValueError(
+            f"format {formatted[0]!r} in template; allowed: fields as they are, such as {{input}}"
+        )
     unknown = names - FIELDS
     if unknown:
         raise ValueError(

@@ -45,10 +45,15 @@ def fraction(value: Any) -> float:
     return share
 
 
+def _written(value: float) -> str:
+    """Seconds as a policy writes them, to the microsecond."""
+    return f"{value:.6f}".rstrip("0").rstrip(".") + "s"
+
+
 Seconds = Annotated[
     float,
     BeforeValidator(seconds, json_schema_input_type=str),
-    PlainSerializer(lambda value: f"{value:g}s", return_type=str, when_used="json"),
+    PlainSerializer(_written, return_type=str, when_used="json"),
     Field(ge=0),
 ]
 Share = Annotated[

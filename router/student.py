@@ -18,9 +18,10 @@ from lorax.errors import parse_error
 from lorax.types import Parameters, Request, Response, StreamResponse
 from pydantic import ValidationError
 
+from router.answer_spec import AnswerKind
 from router.backends import BackendClient
 from router.errors import BackendError
-from router.policy import AnswerKind, Student
+from router.policy import Student
 from router.prompt import render
 from router.records import NO_BODY, Answer, Purpose, Usage
 from router.transport import Header, Reply

@@ -53,7 +53,9 @@ def load(model: str, cache: Path, dtype: str = "float32") -> BaseModel:
             loaded = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as why:
         raise OperatorError(f"model {model!r} cannot be loaded: {_first_line(why)}") from why
-    return BaseModel(name, digest_of(loaded), place, loaded.eval(), tokenizer)
+    return BaseModel(
+        name, digest_of(loaded), place, loaded.requires_grad_(False).train(False), tokenizer
+    )
 
 
 def _first_line(why: Exception) -> str:
@@ -66,8 +68,8 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

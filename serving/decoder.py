@@ -195,7 +195,7 @@ class Decoder:
             normed = self._normed(x, layer.norm2)
             both = functional.linear(normed, layer.gate_up)
             add_lora(both, normed, groups, number, "gate_up")
-            gate, up = both.split(self.inner, dim=-1)
+            gate, up = both[:, : self.inner], both[:, self.inner :]
             activated = functional.silu(gate).mul_(up)
             out = functional.linear(activated, layer.down)
             add_lora(out, activated, groups, number, "down")

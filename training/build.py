@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
+from router.answer_spec import AnswerSpec
 from router.compare import parse
-from router.policy import AnswerSpec, Route
+from router.policy import Route
 from router.prompt import last_user_text
 from router.records import Record
 from training import split as splits
@@ -78,14 +79,17 @@ def rows_from_traffic(records: Iterable[Record]) -> Iterator[Row]:
         yield Row(record.id, tuple(messages), answer.text, None, "traffic", answer.model, record.at)
 
 
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Which keys of a file's rows hold the input, the teacher's answer and the gold one."""
+
+    input: str = "text"
+    teacher: str = "teacher"
+    gold: str = "gold"
+
+
 def rows_from_file(
-    path: Path,
-    *,
-    input_key: str = "text",
-    teacher_key: str = "teacher",
-    gold_key: str = "gold",
-    system: str | None = None,
-    fixed: Split | None = None,
+    path: Path, keys: Keys | None = None, *, system: str | None = None, fixed: Split | None = None
 ) -> Iterator[Row]:
     """Rows of a JSON-lines file: an input (or `messages`), a teacher's answer and a gold answer, either may be absent.
 
@@ -97,43 +101,53 @@ def rows_from_file(
     except (OSError, UnicodeDecodeError) as why:
         raise DataError(f"{path}: cannot be read: {why}") from why
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-        except ValueError as why:
-            raise DataError(f"{path}: line {number}: not JSON: {why}") from why
-        if not isinstance(data, dict):
-            raise DataError(f"{path}: line {number}: allowed: a JSON object, found {data!r:.80}")
-        messages = data.get("messages")
-        if messages is None:
-            text = data.get(input_key)
-            if not isinstance(text, str) or not text.strip():
-                keys = ", ".join(sorted(data))
-                raise DataError(
-                    f"{path}: line {number}: {input_key!r} must be a text; this row has the keys: {keys}"
-                )
-            messages = [{"role": "user", "content": text}]
-            if system:
-                messages.insert(0, {"role": "system", "content": system})
-        answers = {}
-        for name, key in (("teacher", teacher_key), ("gold", gold_key)):
-            value = data.get(key)
-            if isinstance(value, dict | list):
-                value = json.dumps(value, ensure_ascii=False)
-            if value is not None and not isinstance(value, str):
-                raise DataError(
-                    f"{path}: line {number}: {key!r} = {value!r}: allowed: text or JSON"
-                )
-            answers[name] = value
-        yield Row(
-            str(data.get("id") or f"{path.stem}-{number}"),
-            tuple(messages),
-            answers["teacher"],
-            answers["gold"],
-            f"file:{path.name}",
-            fixed=fixed,
-        )
+        if line.strip():
+            yield _file_row(path, number, line, keys or Keys(), system, fixed)
+
+
+def _file_row(
+    path: Path, number: int, line: str, keys: Keys, system: str | None, fixed: Split | None
+) -> Row:
+    place = f"{path}: line {number}"
+    try:
+        data = json.loads(line)
+    except ValueError as why:
+        raise DataError(f"{place}: not JSON: {why}") from why
+    if not isinstance(data, dict):
+        raise DataError(f"{place}: allowed: a JSON object, found {data!r:.80}")
+    return Row(
+        str(data.get("id") or f"{path.stem}-{number}"),
+        tuple(_file_messages(place, data, keys.input, system)),
+        _file_answer(place, data, keys.teacher),
+        _file_answer(place, data, keys.gold),
+        f"file:{path.name}",
+        fixed=fixed,
+    )
+
+
+def _file_messages(
+    place: str, data: dict[str, Any], key: str, system: str | None
+) -> list[dict[str, Any]]:
+    messages = data.get("messages")
+    if messages is not None:
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+            raise DataError(f"{place}: 'messages' must be a list of objects")
+        return messages
+    text = data.get(key)
+    if not isinstance(text, str) or not text.strip():
+        known = ", ".join(sorted(data))
+        raise DataError(f"{place}: {key!r} must be a text; this row has the keys: {known}")
+    said = [{"role": "user", "content": text}]
+    return [{"role": "system", "content": system}, *said] if system else said
+
+
+def _file_answer(place: str, data: dict[str, Any], key: str) -> str | None:
+    value = data.get(key)
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{place}: {key!r} = {value!r}: allowed: text or JSON")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +288,7 @@ def build(
         task=task,
         digest=digest,
         query=query,
-        counts=dict(counts),
+        counts={str(split): count for split, count in counts.items()},
         classes=count_classes(examples, form),
         teachers=tuple(sorted({r.teacher_model for _, r in ordered if r.teacher_model})),
         answer=form,

@@ -84,16 +84,16 @@ def build(
         _, chosen = open_route(policy_path(place, policy), route)
         now = time.time()
         start, end = since(since_, now), since(until, now)
-        keys = {"input_key": input_key, "teacher_key": teacher_key, "gold_key": gold_key}
+        keys = core.Keys(input_key, teacher_key, gold_key)
         rows: list[core.Row] = []
         if traffic:
             rows += core.rows_from_traffic(
                 scan(place.traffic, routes=[route], since=start, until=end)
             )
         for path in file or []:
-            rows += core.rows_from_file(path, **keys)
+            rows += core.rows_from_file(path, keys)
         for path in test_file or []:
-            rows += core.rows_from_file(path, **keys, fixed="test")
+            rows += core.rows_from_file(path, keys, fixed="test")
         reviews = _reviews(database or place.database_url, route)
         rows = list(core.with_reviews(rows, reviews))
         query: dict[str, Any] = {
@@ -102,7 +102,7 @@ def build(
             "reviews": len(reviews), "seed": seed,
         }  # fmt: skip
         options = core.BuildOptions(test_share, validation_share, seed)
-        gold = [g for path in gold_file or [] for g in core.rows_from_file(path, **keys)]
+        gold = [g for path in gold_file or [] for g in core.rows_from_file(path, keys)]
         dataset = core.build(
             core.with_gold(rows, gold), chosen, route, place.datasets, query=query, options=options
         )

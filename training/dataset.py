@@ -94,7 +94,7 @@ class Dataset:
         info_file, rows_file = path / "dataset.json", path / "examples.parquet"
         try:
             info = msgspec.json.decode(info_file.read_bytes(), type=DatasetInfo)
-            rows = pq.read_table(rows_file).to_pylist()  # type: ignore[no-untyped-call]
+            rows = pq.read_table(rows_file).to_pylist()
         except (OSError, msgspec.MsgspecError, pa.ArrowInvalid) as why:
             raise DataError(f"{path}: not a dataset: {why}") from why
         if info.schema > SCHEMA:
@@ -121,7 +121,7 @@ def save(path: Path, info: DatasetInfo, examples: Sequence[Example]) -> Dataset:
         {**msgspec.structs.asdict(e), "messages": msgspec.json.encode(e.messages).decode()}
         for e in examples
     ]
-    pq.write_table(pa.Table.from_pylist(rows), partial / "examples.parquet", compression="zstd")  # type: ignore[no-untyped-call]
+    pq.write_table(pa.Table.from_pylist(rows), partial / "examples.parquet", compression="zstd")
     (partial / "dataset.json").write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2))
     partial.rename(path)
     return Dataset(path, info, tuple(examples))

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from router.policy import AnswerSpec, Price
+from router.answer_spec import AnswerSpec
+from router.policy import Price
 from training import hybrid, plots
 from training.baselines import FITS, Baseline, Recorded
 from training.dataset import Dataset, Example, Split
@@ -134,10 +135,10 @@ def evaluate(
     tests = []
     known: dict[tuple[str, str], Prediction] = {}
     for split in ("test", "test_balanced"):
-        rows = list(dataset.of(split))  # type: ignore[arg-type]
+        rows = list(dataset.of(split))
         if rows:
             tests.append(
-                _test(split, rows, answerers, spec, (held, held_answers), margin, known, progress)  # type: ignore[arg-type]
+                _test(split, rows, answerers, spec, (held, held_answers), margin, known, progress)
             )
     report = Evaluation(dataset.info.task, dataset.info.digest, tuple(tests))
     saved = _savings(tests[0], price) if price else {}

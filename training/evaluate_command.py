@@ -58,7 +58,7 @@ def evaluate(
             def count(more: int) -> None:
                 nonlocal done
                 done += more
-                tell("answers", min(done, total), total)
+                tell("answers", min(done, total), total, None)
 
             longest = longest_answer(dataset.examples, base.tokenizer) + SLACK_TOKENS
             settings = (base.tokenizer, dataset.info.prompt, dataset.info.max_input_chars, longest)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch.nn import functional
 
 from training.encode import Encoded, buckets
@@ -42,7 +42,9 @@ class Batch:
 
 def first_adapted_layer(adapted: PeftModel) -> int:
     """The lowest layer with LoRA weights; what lies below it is frozen."""
-    chosen = adapted.peft_config["default"].layers_to_transform
+    config = adapted.peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    chosen = config.layers_to_transform
     return min(chosen) if chosen else 0
 
 
@@ -111,7 +113,8 @@ def answer_logits(adapted: PeftModel, decoder: Any, batch: Batch) -> torch.Tenso
         inputs_embeds=batch.states, attention_mask=batch.mask, use_cache=False
     ).last_hidden_state
     chosen = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
-    logits = adapted.get_base_model().lm_head(chosen)
+    head: Any = adapted.get_base_model().lm_head
+    logits = head(chosen)
     assert isinstance(logits, torch.Tensor)
     return logits
 
@@ -146,8 +149,8 @@ def validate(
             logits = answer_logits(adapted, decoder, batch)
             total += float(functional.cross_entropy(logits, batch.targets, reduction="sum"))
             tokens += len(batch.targets)
-            right = (logits.argmax(-1) == batch.targets).split(
-                [len(row.completion_ids) for row in part]
+            right = torch.split(
+                logits.argmax(-1) == batch.targets, [len(row.completion_ids) for row in part]
             )
             exact += sum(bool(row.all()) for row in right)
     return Validation(total / tokens, exact / len(rows))

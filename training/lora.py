@@ -78,7 +78,7 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     LoRAX skips a module type in silence when any layer lacks it (its loader gathers a type over all layers), so an
     adapter of the top layers alone would serve as the base model there. `lora_B` = 0 makes a layer exactly the base's.
     """
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
     weights_file = folder / "adapter_model.safetensors"
     tensors = load_file(weights_file)
     layers = len(decoder_of(adapted).layers)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from monitoring.intervals import wilson
+from router.answer_spec import AnswerSpec
 from router.compare import compare, parse
-from router.policy import AnswerSpec
 from router.records import Answer
 
 

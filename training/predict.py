@@ -31,12 +31,16 @@ class Prediction:
 class Predictor(Protocol):
     """Anything that answers examples: a student, a baseline, the teacher's recorded answers."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
 
     def predict(
         self, examples: Sequence[Example], progress: Progress | None = None
     ) -> list[Prediction]:
         """One prediction an example, in order."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

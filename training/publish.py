@@ -85,8 +85,8 @@ def parity(
     dataset: Dataset, student: ModelPredictor, base_answers: Sequence[str], rows: int
 ) -> Parity:
     """Ask the reloaded student for some held-out rows; it must not answer as the base model does."""
+    from router.answer_spec import AnswerSpec
     from router.compare import parse
-    from router.policy import AnswerSpec
 
     spec = AnswerSpec.model_validate(dataset.info.answer)
     found = student.predict(held_out(dataset, rows))
