@@ -45,7 +45,7 @@ def first_adapted_layer(adapted: PeftModel) -> int:
     config = adapted.peft_config["default"]
     assert isinstance(config, LoraConfig)
     chosen = config.layers_to_transform
-    return min(chosen) if chosen else 0
+    return min(chosen) if isinstance(chosen, list) and chosen else 0
 
 
 @torch.no_grad()
