@@ -46,7 +46,7 @@ class KeyValueCache:
 
     def __init__(self, num_layers: int, num_heads: int, width: int) -> None:
         self._shape = (num_heads, width)
-        self._layers = [torch.empty(2, 0, num_heads, 0, width) for _ in range(num_layers)]
+        self._layers = [torch.zeros(2, 0, num_heads, 0, width) for _ in range(num_layers)]
 
     @property
     def num_rows(self) -> int:
@@ -65,7 +65,8 @@ class KeyValueCache:
         new_rows = max(self.num_rows, _doubled(4, rows))
         new_tokens = max(self.num_tokens, _doubled(128, tokens))
         for i, old in enumerate(self._layers):
-            grown = torch.empty(2, new_rows, self._shape[0], new_tokens, self._shape[1])
+            # Zeros, not whatever memory holds: a row reads the longest row's length, and 0 times NaN is NaN.
+            grown = torch.zeros(2, new_rows, self._shape[0], new_tokens, self._shape[1])
             grown[:, : old.shape[1], :, : old.shape[3]] = old
             self._layers[i] = grown
 

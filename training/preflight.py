@@ -169,7 +169,9 @@ def _estimate(
     """
     import torch
 
-    rows = list(train[:TIMED_ROWS])
+    by_length = sorted(train, key=len)
+    middle = max(0, len(by_length) // 2 - TIMED_ROWS // 2)
+    rows = by_length[middle : middle + TIMED_ROWS]  # of a length, so that padding is not timed
     ids, mask = engine.padded_ids(rows)
     layers = len(lora.decoder_of(model).layers)
     top = min(config.lora.top_layers or layers, layers)
@@ -177,7 +179,9 @@ def _estimate(
         lora.decoder_of(model)(input_ids=ids[:2], attention_mask=mask[:2], use_cache=False)
         began = time.perf_counter()
         lora.decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)
-        each = (time.perf_counter() - began) / len(rows)
+        seconds = time.perf_counter() - began
+    average = sum(map(len, train)) / len(train)
+    each = seconds / sum(map(len, rows)) * average
     lower = each * (layers - top) / layers * (len(train) + len(held))
     upper = each * top / layers * 3 * len(train) * config.epochs
     return lower + upper

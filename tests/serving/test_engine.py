@@ -1,0 +1,337 @@
+"""The engine against PEFT: every row of a mixed batch gives what its adapter gives alone, token for token."""
+
+import asyncio
+import random
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import LlamaForCausalLM
+
+from serving import base_model
+from serving.errors import AdapterFailed, GenerationFailed, InvalidRequest, Overloaded
+from serving.generation import Finished, Job, Sampling, TokenOut
+from serving.registry import ManifestFields, Registry
+from tests.tiny import random_adapter, tiny_model
+
+with warnings.catch_warnings():
+    # llguidance's torch part makes torch import what torch deprecates.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+    from serving.worker import Worker, WorkerSettings
+
+MODULES = (
+    ["q_proj", "v_proj"],
+    ["q_proj", "k_proj", "v_proj", "o_proj"],
+    ["gate_proj", "up_proj", "down_proj"],
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+)
+
+
+class Place:
+    """A tiny base model, four adapters of different ranks and modules in a registry, and the same in PEFT."""
+
+    def __init__(self, root: Path) -> None:
+        tiny_model(root / "model", num_layers=3)
+        self.root = root
+        self.base = base_model.load(str(root / "model"), root / "cache")
+        self.registry = Registry(root / "registry")
+        self.folders: dict[str, Path] = {}
+        self.references: dict[str | None, Any] = {}
+        for number, modules in enumerate(MODULES):
+            rank = (4, 8)[number % 2]
+            folder = random_adapter(root / "model", root / f"a{number}", number, modules, rank)
+            ref = self.registry.publish(f"a{number}", folder, self.fields(rank, modules), {})
+            self.folders[ref.id] = folder
+
+    def fields(self, rank: int, modules: list[str], digest: str | None = None) -> ManifestFields:
+        return ManifestFields(
+            base_model=self.base.id,
+            base_model_digest=digest or self.base.digest,
+            rank=rank,
+            alpha=16,
+            target_modules=tuple(modules),
+        )
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.base.tokenizer.encode(text, add_special_tokens=False))
+
+    def reference(self, adapter: str | None) -> Any:
+        """The adapter in PEFT, loaded once."""
+        if adapter not in self.references:
+            model: Any = LlamaForCausalLM.from_pretrained(self.root / "model").eval()
+            if adapter is not None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)
+                    model = PeftModel.from_pretrained(model, str(self.folders[adapter])).eval()
+            self.references[adapter] = model
+        return self.references[adapter]
+
+    @torch.no_grad()
+    def alone(self, adapter: str | None, prompt: tuple[int, ...], count: int) -> list[int]:
+        """Greedy tokens of one adapter alone, by transformers and PEFT."""
+        model = self.reference(adapter)
+        ids = list(prompt)
+        for _ in range(count):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == self.base.tokenizer.eos_token_id:
+                break
+        return ids[len(prompt) :]
+
+    def worker(self, **settings: Any) -> Worker:
+        fresh = base_model.load(str(self.root / "model"), self.root / "cache")
+        return Worker(fresh, self.registry, WorkerSettings(**settings))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    yield Place(tmp_path_factory.mktemp("engine"))
+
+
+async def whole(worker: Worker, job: Job) -> tuple[list[TokenOut], Finished]:
+    items = [item async for item in worker.submit(job)]
+    assert isinstance(items[-1], Finished)
+    return [item for item in items if isinstance(item, TokenOut)], items[-1]
+
+
+def job(place: Place, text: str, adapter: str | None, count: int = 12, **more: Any) -> Job:
+    return Job(place.ids(text), Sampling(count, **more), adapter)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rows_of_a_random_mixed_batch_give_what_their_adapter_gives_alone(
+    place: Place, seed: int
+) -> None:
+    draw = random.Random(seed)
+    words = "hello world where is my order I want a refund now please ticket".split()
+    asked = [
+        (
+            draw.choice([None, *place.folders]),
+            " ".join(draw.choices(words, k=draw.randint(1, 25))),
+            draw.randint(1, 14),
+        )
+        for _ in range(12)
+    ]
+
+    async def run() -> list[list[int]]:
+        worker = place.worker(max_batch=5, max_prefill_tokens=40)
+        await worker.start()
+        try:
+            jobs = [whole(worker, job(place, text, a, n)) for a, text, n in asked]
+            return [[t.id for t in tokens] for tokens, _ in await asyncio.gather(*jobs)]
+        finally:
+            await worker.stop()
+
+    found = asyncio.run(run())
+    wanted = [place.alone(a, place.ids(text), n) for a, text, n in asked]
+    assert found == wanted
+
+
+def test_adapters_really_differ(place: Place) -> None:
+    prompt = place.ids("where is my order")
+    answers = {tuple(place.alone(a, prompt, 8)) for a in [None, *place.folders]}
+    assert len(answers) == 5
+
+
+def test_a_shared_beginning_is_reused_and_changes_nothing(place: Place) -> None:
+    shared = "please sort this ticket and answer with the label of it, one word only: "
+    texts = [shared + tail for tail in ("refund", "where is my order", "hello world")]
+
+    async def run() -> list[list[int]]:
+        worker = place.worker()
+        await worker.start()
+        found = [await whole(worker, job(place, text, "a1/1")) for text in texts]
+        await worker.stop()
+        assert worker._engine._prefixes.longest("a1/1", place.ids(shared + "another")) is not None
+        return [[t.id for t in tokens] for tokens, _ in found]
+
+    assert asyncio.run(run()) == [place.alone("a1/1", place.ids(t), 12) for t in texts]
+
+
+def test_logprobs_are_those_of_the_model(place: Place) -> None:
+    async def run() -> list[TokenOut]:
+        worker = place.worker()
+        await worker.start()
+        tokens, _ = await whole(worker, job(place, "hello", None, 4, num_alternatives=3))
+        await worker.stop()
+        return tokens
+
+    tokens = asyncio.run(run())
+    model = LlamaForCausalLM.from_pretrained(place.root / "model").eval()
+    ids = list(place.ids("hello"))
+    for token in tokens:
+        with torch.no_grad():
+            wanted = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0, -1], -1)
+        assert token.logprob == pytest.approx(float(wanted[token.id]), abs=1e-4)
+        assert [a[0] for a in token.alternatives] == wanted.topk(3).indices.tolist()
+        ids.append(token.id)
+
+
+def test_a_step_that_fails_fails_its_rows_and_nothing_else(place: Place) -> None:
+    async def run() -> None:
+        worker = place.worker()
+        await worker.start()
+        decoder = worker._engine.decoder
+        step = decoder.step
+
+        def broken(*arguments: Any) -> torch.Tensor:
+            raise RuntimeError("injected")
+
+        decoder.step = broken  # type: ignore[method-assign]
+        with pytest.raises(GenerationFailed, match="injected"):
+            await whole(worker, job(place, "hello", "a0/1"))
+        decoder.step = step  # type: ignore[method-assign]
+        for adapter in (None, "a1/1", "a0/1"):
+            tokens, _ = await whole(worker, job(place, "hello", adapter))
+            assert [t.id for t in tokens] == place.alone(adapter, place.ids("hello"), 12)
+        await worker.stop()
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_leaves_frees_its_row_and_others_go_on(place: Place) -> None:
+    async def run() -> None:
+        worker = place.worker(max_batch=2)
+        await worker.start()
+        leaving = worker.submit(job(place, "hello world", "a3/1", 400, ignore_eos=True))
+        await anext(aiter(leaving))
+        staying = asyncio.create_task(whole(worker, job(place, "refund", "a2/1", 20)))
+        await leaving.aclose()  # type: ignore[attr-defined]
+        tokens, _ = await staying
+        assert [t.id for t in tokens] == place.alone("a2/1", place.ids("refund"), 20)
+        for _ in range(100):
+            if worker.num_running == 0:
+                break
+            await asyncio.sleep(0.01)
+        assert worker.num_running == 0
+        await worker.stop()
+
+    asyncio.run(run())
+
+
+def test_stop_sequences_end_the_text_and_are_in_it(place: Place) -> None:
+    async def run() -> Finished:
+        worker = place.worker()
+        await worker.start()
+        _, free = await whole(worker, job(place, "hello", None, 20))
+        stop = free.text[2:4]
+        _, stopped = await whole(worker, job(place, "hello", None, 20, stop=(stop,)))
+        assert stopped.reason == "stop_sequence"
+        assert stopped.text == free.text[: free.text.index(stop) + len(stop)]
+        await worker.stop()
+        return stopped
+
+    asyncio.run(run())
+
+
+def test_a_seed_gives_the_same_text_again(place: Place) -> None:
+    async def run() -> list[str]:
+        worker = place.worker()
+        await worker.start()
+        more = {"do_sample": True, "temperature": 1.5}
+        texts = [
+            (await whole(worker, job(place, "hello", None, 12, seed=seed, **more)))[1].text
+            for seed in (5, 5, 6)
+        ]
+        await worker.stop()
+        return texts
+
+    first, again, other = asyncio.run(run())
+    assert first == again
+    assert first != other
+
+
+def test_a_schema_and_a_choice_are_kept(place: Place) -> None:
+    async def run() -> tuple[str, str]:
+        worker = place.worker()
+        await worker.start()
+        schema = '{"type":"object","properties":{"a":{"enum":[1,2]}},"required":["a"],"additionalProperties":false}'
+        _, one = await whole(worker, job(place, "x", "a0/1", 60, json_schema=schema))
+        _, two = await whole(worker, job(place, "x", "a0/1", 60, choices=("refund", "order")))
+        await worker.stop()
+        return one.text, two.text
+
+    as_json, choice = asyncio.run(run())
+    assert as_json.replace(" ", "").replace("\n", "") in ('{"a":1}', '{"a":2}')
+    assert choice in ("refund", "order")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        pytest.param("nobody/1", "not in the registry", id="unknown"),
+        pytest.param("a0/99", "not in the registry", id="unknown version"),
+        pytest.param("../a0", "allowed: NAME", id="outside the registry"),
+        pytest.param("foreign/1", "was made for base model", id="made for another base model"),
+        pytest.param("broken/1", "not a whole safetensors file", id="cut off"),
+        pytest.param("wide/1", "no place for", id="more layers than the base model"),
+    ],
+)
+def test_a_bad_adapter_fails_with_its_reason(
+    place: Place, tmp_path: Path, adapter: str, message: str
+) -> None:
+    folder = place.folders["a0/1"]
+    if adapter == "foreign/1":
+        place.registry.publish("foreign", folder, place.fields(4, MODULES[0], "0" * 16), {})
+    if adapter == "broken/1":
+        ref = place.registry.publish("broken", folder, place.fields(4, MODULES[0]), {})
+        weights = place.registry.open_local(ref) / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-10])
+    if adapter == "wide/1":
+        tiny_model(tmp_path / "wide", num_layers=5)
+        wide = random_adapter(tmp_path / "wide", tmp_path / "w", 9, MODULES[0])
+        place.registry.publish("wide", wide, place.fields(4, MODULES[0]), {})
+
+    async def run() -> None:
+        worker = place.worker()
+        await worker.start()
+        for _ in range(2):  # the second time from memory, without another load
+            with pytest.raises(AdapterFailed, match=message):
+                await whole(worker, job(place, "hello", adapter))
+        tokens, _ = await whole(worker, job(place, "hello", "a1/1"))
+        assert [t.id for t in tokens] == place.alone("a1/1", place.ids("hello"), 12)
+        await worker.stop()
+
+    asyncio.run(run())
+
+
+def test_limits_are_refused_with_numbers(place: Place) -> None:
+    async def run() -> None:
+        worker = place.worker(max_batch=1, queue=1, max_total_tokens=64)
+        await worker.start()
+        with pytest.raises(InvalidRequest, match="allowed: 64 together"):
+            await whole(worker, job(place, "hello", None, 64))
+        with pytest.raises(InvalidRequest, match="no tokens"):
+            await whole(worker, Job((), Sampling(4)))
+        long = [worker.submit(job(place, "hello", None, 50, ignore_eos=True)) for _ in range(2)]
+        first = asyncio.create_task(anext(aiter(long[0])))
+        await first
+        second = asyncio.create_task(anext(aiter(long[1])))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await whole(worker, job(place, "hello", None, 4))
+        await long[0].aclose()  # type: ignore[attr-defined]
+        await second
+        await long[1].aclose()  # type: ignore[attr-defined]
+        await worker.stop()
+
+    asyncio.run(run())
+
+
+def test_adapters_over_the_memory_budget_are_evicted_least_recently_used_first(
+    place: Place,
+) -> None:
+    async def run() -> None:
+        worker = place.worker(adapter_memory_bytes=150_000)
+        await worker.start()
+        for adapter in ("a0/1", "a2/1", "a0/1", "a1/1", "a3/1"):
+            tokens, _ = await whole(worker, job(place, "hello", adapter, 6))
+            assert [t.id for t in tokens] == place.alone(adapter, place.ids("hello"), 6)
+        assert "a2/1" not in worker.resident()
+        assert worker.resident()[-1] == "a3/1"
+        await worker.stop()
+
+    asyncio.run(run())
