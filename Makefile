@@ -12,7 +12,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (two to four minutes the first time) …"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[all,demo,dev]'
 	$(VENV)/bin/python -m pip install --quiet --no-deps lorax-client==0.6.3
 	@touch $@
 

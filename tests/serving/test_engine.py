@@ -3,7 +3,6 @@
 import asyncio
 import random
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +86,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    yield Place(tmp_path_factory.mktemp("engine"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("engine"))
 
 
 async def whole(worker: Worker, job: Job) -> tuple[list[TokenOut], Finished]:
@@ -106,7 +105,21 @@ def test_rows_of_a_random_mixed_batch_give_what_their_adapter_gives_alone(
     place: Place, seed: int
 ) -> None:
     draw = random.Random(seed)
-    words = "hello world where is my order I want a refund now please ticket".split()
+    words = [
+        "hello",
+        "world",
+        "where",
+        "is",
+        "my",
+        "order",
+        "I",
+        "want",
+        "a",
+        "refund",
+        "now",
+        "please",
+        "ticket",
+    ]
     asked = [
         (
             draw.choice([None, *place.folders]),
