@@ -1,0 +1,103 @@
+"""A dataset with two fields, and a tiny base model with its tokenizer."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from router.answer_spec import AnswerSpec, Compare
+from router.policy import Route, Student, Teacher
+from serving import base_model
+from serving.base_model import BaseModel
+from tests.tiny import tiny_model
+from training import build
+from training.dataset import Dataset
+
+WORDS = [
+    "apple",
+    "river",
+    "quiet",
+    "stone",
+    "yellow",
+    "market",
+    "paper",
+    "window",
+    "garden",
+    "silver",
+    "bridge",
+    "candle",
+    "forest",
+    "mirror",
+    "pocket",
+    "ladder",
+    "basket",
+    "copper",
+    "violet",
+    "hammer",
+    "winter",
+    "summer",
+    "kitchen",
+    "island",
+    "feather",
+    "harbor",
+    "marble",
+    "orange",
+    "pencil",
+    "rabbit",
+    "saddle",
+]
+LABELS = ("refund", "order")
+
+
+def sentence(number: int) -> tuple[str, str]:
+    """Seven random words around a key word, and the key word."""
+    draw = random.Random(number)
+    words = draw.sample(WORDS, 7)
+    label = LABELS[number % 2]
+    words.insert(draw.randint(0, 7), label)
+    return " ".join(words), label
+
+
+def route(**student: object) -> Route:
+    """A route whose answers are `{"kind": "refund" | "order"}`."""
+    return Route(
+        teacher=Teacher(backend="t"),
+        student=Student(backend="s", adapter="mail", prompt="Mail: {input}\nAnswer:", **student),  # type: ignore[arg-type]
+        answer=AnswerSpec(
+            kind="json",
+            schema={"type": "object", "properties": {"kind": {"enum": list(LABELS)}}},
+            compare=Compare(fields=("kind",)),
+        ),
+    )
+
+
+def rows(count: int, first: int = 0) -> list[build.Row]:
+    """Teacher-answered rows."""
+    found = []
+    for n in range(first, first + count):
+        text, label = sentence(n)
+        messages = ({"role": "user", "content": text},)
+        answer = json.dumps({"kind": label})
+        found.append(build.Row(f"r{n}", messages, answer, None, "traffic", "teacher-1", float(n)))
+    return found
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """80 rows with train, validation and test."""
+    return build.build(rows(80), route(), "mail", tmp_path / "datasets", query={})
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base model on disk."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    tiny_model(folder, num_layers=3)
+    return folder
+
+
+@pytest.fixture
+def base(base_folder: Path, tmp_path: Path) -> BaseModel:
+    """The tiny base model, loaded anew: training lays adapters on it."""
+    return base_model.load(str(base_folder), tmp_path)
