@@ -178,8 +178,15 @@ _encoder = msgspec.json.Encoder()
 
 
 def dump(line: Line) -> bytes:
-    """One log line, newline included."""
-    return _encoder.encode(line) + b"\n"
+    """One log line, newline included.
+
+    Bodies are verbatim but for raw line breaks between JSON tokens (OpenAI's replies are indented), which become spaces:
+    a line break inside a JSON string is always escaped.
+    """
+    data = _encoder.encode(line)
+    if b"\n" in data:
+        data = data.replace(b"\n", b" ")
+    return data + b"\n"
 
 
 def load(data: bytes) -> Line:
