@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -12,8 +13,8 @@ from router.errors import SettingsError
 from router.settings import RouterSettings
 
 
-class _Quiet(uvicorn.Server):
-    """A second server beside one that has the signals."""
+class _Server(uvicorn.Server):
+    """A server that leaves the signals to us: uvicorn raises them again when it ends, before the log is closed."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -49,7 +50,7 @@ async def _serve(settings: RouterSettings, caller: socket.socket, admin: socket.
         "lifespan": "off",
         "timeout_graceful_shutdown": int(settings.drain_seconds),
     }
-    front = uvicorn.Server(
+    front = _Server(
         uvicorn.Config(
             CallerApp(router),
             http="httptools",
@@ -58,12 +59,21 @@ async def _serve(settings: RouterSettings, caller: socket.socket, admin: socket.
             **common,  # type: ignore[arg-type]
         )
     )
-    back = _Quiet(uvicorn.Config(admin_app(router), **common))  # type: ignore[arg-type]
+    back = _Server(uvicorn.Config(admin_app(router), **common))  # type: ignore[arg-type]
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, front)
     async with running(router):
         serving = asyncio.create_task(back.serve(sockets=[admin]))
         await front.serve(sockets=[caller])
         back.should_exit = True
         await serving
+
+
+def _stop(server: uvicorn.Server) -> None:
+    """Drain at the first signal, drop what is left at the second."""
+    server.force_exit = server.should_exit
+    server.should_exit = True
 
 
 def run(settings: RouterSettings) -> None:
@@ -76,8 +86,5 @@ def run(settings: RouterSettings) -> None:
     admin = bind(settings.admin_host, settings.admin_port, "router's admin pages", "--admin-port")
     import uvloop
 
-    with (
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        contextlib.suppress(KeyboardInterrupt),
-    ):
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, caller, admin))

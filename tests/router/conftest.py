@@ -237,16 +237,16 @@ def serving(app: Any) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def _shared_upstream() -> Iterator[tuple[str, Behaviour]]:
+def shared_upstream() -> Iterator[tuple[str, Behaviour]]:
     behaviour = Behaviour()
     with serving(upstream(behaviour)) as address:
         yield address, behaviour
 
 
 @pytest.fixture
-def behaviour(_shared_upstream: tuple[str, Behaviour]) -> Behaviour:
+def behaviour(shared_upstream: tuple[str, Behaviour]) -> Behaviour:
     """The upstream's behaviour, as if it had just been started."""
-    found = _shared_upstream[1]
+    found = shared_upstream[1]
     found.__init__()  # type: ignore[misc]
     return found
 
@@ -326,10 +326,10 @@ Start = Callable[..., Live]
 
 @pytest.fixture
 def start(
-    _shared_upstream: tuple[str, Behaviour], behaviour: Behaviour, tmp_path: Path
+    shared_upstream: tuple[str, Behaviour], behaviour: Behaviour, tmp_path: Path
 ) -> Iterator[Start]:
     """Starts a router with a mode and more route keys."""
-    address, _ = _shared_upstream
+    address, _ = shared_upstream
     stops: list[Callable[[], None]] = []
 
     def begin(mode: str = "teacher", *, text: str | None = None, **more: Any) -> Live:

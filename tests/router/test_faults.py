@@ -68,8 +68,8 @@ class Process:
         return client.post(f"{self.url}/v1/chat/completions", json=body)
 
     def said(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.read().decode()
+        """Everything it printed, once it has ended."""
+        return self.process.communicate(timeout=20)[0].decode()
 
 
 @contextmanager
@@ -84,13 +84,11 @@ def started(
         yield process
     finally:
         process.process.kill()
-        process.process.wait()
-        assert process.process.stdout is not None
-        process.process.stdout.close()
+        process.process.communicate()
 
 
 def test_kill_9_in_mid_traffic_loses_no_answered_request(
-    tmp_path: Path, _shared_upstream: tuple[str, Behaviour], behaviour: Behaviour
+    tmp_path: Path, shared_upstream: tuple[str, Behaviour], behaviour: Behaviour
 ) -> None:
     answered: list[str] = []
 
@@ -104,7 +102,7 @@ def test_kill_9_in_mid_traffic_loses_no_answered_request(
             except httpx.HTTPError:
                 return
 
-    with started(tmp_path, _shared_upstream[0]) as process:
+    with started(tmp_path, shared_upstream[0]) as process:
         threads = [threading.Thread(target=ask, args=(process,)) for _ in range(6)]
         for thread in threads:
             thread.start()
@@ -119,10 +117,10 @@ def test_kill_9_in_mid_traffic_loses_no_answered_request(
 
 
 def test_a_full_disk_drops_lines_and_no_call(
-    tmp_path: Path, _shared_upstream: tuple[str, Behaviour], behaviour: Behaviour
+    tmp_path: Path, shared_upstream: tuple[str, Behaviour], behaviour: Behaviour
 ) -> None:
     with (
-        started(tmp_path, _shared_upstream[0], file_limit=8192) as process,
+        started(tmp_path, shared_upstream[0], file_limit=8192) as process,
         httpx.Client(trust_env=False) as client,
     ):
         statuses = [process.ask(client, f"{n} " + "x" * 500).status_code for n in range(30)]
@@ -139,11 +137,11 @@ def test_a_full_disk_drops_lines_and_no_call(
 
 
 def test_sigterm_lets_requests_finish_and_closes_the_segment(
-    tmp_path: Path, _shared_upstream: tuple[str, Behaviour], behaviour: Behaviour
+    tmp_path: Path, shared_upstream: tuple[str, Behaviour], behaviour: Behaviour
 ) -> None:
     behaviour.teacher_delay = 0.7
     found: list[int] = []
-    with started(tmp_path, _shared_upstream[0]) as process, httpx.Client(trust_env=False) as client:
+    with started(tmp_path, shared_upstream[0]) as process, httpx.Client(trust_env=False) as client:
         thread = threading.Thread(target=lambda: found.append(process.ask(client).status_code))
         thread.start()
         time.sleep(0.3)
@@ -168,10 +166,10 @@ def test_a_bad_policy_is_refused_with_every_problem(tmp_path: Path) -> None:
 
 
 def test_an_occupied_port_names_itself_and_the_option(
-    tmp_path: Path, _shared_upstream: tuple[str, Behaviour]
+    tmp_path: Path, shared_upstream: tuple[str, Behaviour]
 ) -> None:
     policy = tmp_path / "policy.yaml"
-    policy.write_text(policy_text(_shared_upstream[0]))
+    policy.write_text(policy_text(shared_upstream[0]))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -186,10 +184,10 @@ def test_an_occupied_port_names_itself_and_the_option(
 
 
 def test_a_home_that_cannot_be_written_is_named(
-    tmp_path: Path, _shared_upstream: tuple[str, Behaviour]
+    tmp_path: Path, shared_upstream: tuple[str, Behaviour]
 ) -> None:
     policy = tmp_path / "policy.yaml"
-    policy.write_text(policy_text(_shared_upstream[0]))
+    policy.write_text(policy_text(shared_upstream[0]))
     file = tmp_path / "file"
     file.write_text("in the way")
     process = Process(file, policy)
@@ -199,10 +197,10 @@ def test_a_home_that_cannot_be_written_is_named(
 
 @pytest.mark.parametrize("command", [["check"], ["explain"]])
 def test_a_policy_is_checked_without_a_router(
-    tmp_path: Path, _shared_upstream: tuple[str, Behaviour], command: list[str]
+    tmp_path: Path, shared_upstream: tuple[str, Behaviour], command: list[str]
 ) -> None:
     policy, request = tmp_path / "policy.yaml", tmp_path / "request.json"
-    policy.write_text(policy_text(_shared_upstream[0], "canary", canary={"steps": ["50%"]}))
+    policy.write_text(policy_text(shared_upstream[0], "canary", canary={"steps": ["50%"]}))
     request.write_text(json.dumps({"model": "mail", "messages": []}))
     more = [str(request), "--user", "ada", "--draw", "0.1"] if command == ["explain"] else []
     done = subprocess.run(
