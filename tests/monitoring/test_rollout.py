@@ -1,0 +1,107 @@
+"""What a canary does next."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitoring.evidence import gather
+from monitoring.rollout import Count, Evidence, first_step, next_step
+from router.policy import Canary, RouteRollout
+from tests.monitoring.conftest import record
+
+RULE = Canary.model_validate(
+    {
+        "steps": ["10%", "50%", "100%"], "hold": "60s", "min_reviews": 3,
+        "gates": {"disagreement": {"max": "10%"}, "errors": {"max": "5%"}},
+    }
+)  # fmt: skip
+GOOD = Evidence({"": Count(2, 400)}, errors={"": Count(0, 400)}, reviews=3)
+
+
+def moved(
+    evidence: Evidence, state: RouteRollout | None = None, seconds: float = 100, **rule: Any
+) -> Any:
+    chosen = RULE.model_copy(update=rule)
+    return next_step(
+        chosen, evidence, state or first_step(RULE, 1, "t0"), seconds_on_step=seconds, now="t1"
+    )
+
+
+def at(step: int, **more: Any) -> RouteRollout:
+    return RouteRollout(state="canary", share=RULE.steps[step], step=step, version=1, **more)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "state", "seconds", "action", "share"),
+    [
+        pytest.param(GOOD, at(0), 100, "advance", 0.5, id="good evidence advances"),
+        pytest.param(GOOD, at(2), 100, "promote", 1.0, id="good evidence on the last step promotes"),
+        pytest.param(GOOD, at(0), 10, "hold", 0.1, id="too early holds"),
+        pytest.param(Evidence(), at(0), 1e6, "hold", 0.1, id="no evidence holds for ever"),
+        pytest.param(Evidence({"": Count(1, 10)}, errors={"": Count(0, 400)}), at(0), 100, "hold", 0.1, id="little evidence holds"),
+        pytest.param(Evidence({"": Count(150, 400)}, errors={"": Count(0, 400)}), at(1), 0, "rollback", 0.0, id="a breach rolls back at once"),
+        pytest.param(Evidence({"": Count(2, 400), "vip": Count(40, 60)}, errors={"": Count(0, 400)}), at(0), 100, "rollback", 0.0, id="one broken segment rolls back"),
+        pytest.param(Evidence({"": Count(2, 400)}, errors={"": Count(0, 400)}, reviews=2), at(1), 100, "hold", 0.5, id="too few reviews hold before the last step"),
+    ],
+)  # fmt: skip
+def test_moves(
+    evidence: Evidence, state: RouteRollout, seconds: float, action: str, share: float
+) -> None:
+    step = moved(evidence, state, seconds)
+    assert (step.action, step.state.share) == (action, pytest.approx(share))
+    assert step.reason
+
+
+def test_on_breach_hold_keeps_the_share_and_waits_for_people() -> None:
+    bad = Evidence({"": Count(150, 400)}, errors={"": Count(0, 400)})
+    step = moved(bad, at(1), on_breach="hold")
+    assert (step.action, step.state.state, step.state.share) == ("hold", "held", 0.5)
+    assert moved(GOOD, step.state).action == "hold"
+
+
+def test_latency_and_feedback_gates() -> None:
+    gates = Canary.model_validate(
+        {
+            "steps": [0.5, 1],
+            "hold": "0s",
+            "gates": {"latency_p95": {"max_ratio": 1.2}, "feedback": {"min": 0.8}},
+        }
+    ).gates
+    fast = Evidence(
+        student_seconds=(0.1,) * 4000, teacher_seconds=(1.0,) * 4000, feedback=(1.0,) * 400
+    )
+    assert moved(fast, at(0), gates=gates).action == "advance"
+    slow = Evidence(
+        student_seconds=(3.0,) * 4000, teacher_seconds=(1.0,) * 4000, feedback=(1.0,) * 400
+    )
+    assert moved(slow, at(0), gates=gates).action == "rollback"
+    sad = Evidence(
+        student_seconds=(0.1,) * 4000, teacher_seconds=(1.0,) * 4000, feedback=(0.2,) * 400
+    )
+    assert moved(sad, at(0), gates=gates).action == "rollback"
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 2))
+def test_the_share_never_grows_without_kept_gates(bad: int, good: int, step: int) -> None:
+    evidence = Evidence({"": Count(bad, bad + good)}, errors={"": Count(0, 400)}, reviews=9)
+    found = moved(evidence, at(step))
+    if found.state.share > RULE.steps[step] or found.action == "promote":
+        assert all(g.state == "kept" for g in found.gates)
+    assert found.state.share in (0.0, *RULE.steps)
+
+
+def test_evidence_counts_one_draw_a_conversation_and_this_version_only() -> None:
+    records = [
+        record(1, student='{"kind":"a"}', conversation="c"),
+        record(2, student='{"kind":"b"}', conversation="c"),
+        record(3, student='{"kind":"b"}'),
+        record(4, student="no json", segment="vip"),
+        record(5),
+    ]
+    found = gather(records, "mail/1", reviews=2)
+    assert found.disagreement == {"": Count(1, 2)}
+    assert found.guard_failures == {"": Count(0, 4), "vip": Count(0, 1)}
+    assert (len(found.student_seconds), len(found.teacher_seconds), found.reviews) == (4, 5, 2)
+    assert gather(records, "mail/2", reviews=0).errors == {}
