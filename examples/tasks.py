@@ -125,7 +125,7 @@ def _comments(path: Path) -> Iterator[Row]:
             if found and row["comment_text"].strip():
                 answer, gold = (
                     f'{{"is_bad": {found[1]}}}',
-                    f'{{"is_bad":{int(float(row["is_bad"]))}}}',
+                    f'{{"is_bad":{int(row["is_bad"] in ("True", "1", "1.0"))}}}',
                 )
                 yield Row(row["id"], row["comment_text"], answer, gold)
 

@@ -168,7 +168,8 @@ async def _ask(story: Story, rows: Sequence[Row], concurrency: int) -> list[Repl
                 replies.append(Reply(row, text, served, time.perf_counter() - began))
                 bar.advance(job)
 
-        await asyncio.gather(*(one(row) for row in rows))
+        async with client:
+            await asyncio.gather(*(one(row) for row in rows))
     return replies
 
 

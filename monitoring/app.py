@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
-from monitoring.errors import ReviewError
+from monitoring.errors import FlagTaken, ReviewError, UnknownFlag
 from monitoring.metrics import MonitorMetrics
 from monitoring.review import ReviewQueue
 from monitoring.settings import MonitorSettings
@@ -102,11 +102,12 @@ def route_names(policy: Path) -> list[str]:
 
 
 def answer_spec(policy: Path, route: str) -> AnswerSpec | None:
-    """The route's answer spec; None when the policy has no such route."""
-    try:
-        found = policy_file.load(policy).policy.routes.get(route)
-    except PolicyError:
-        return None
+    """The route's answer spec; None when the policy has no such route.
+
+    Raises:
+        PolicyError: the policy does not hold, so nobody can say which answers are allowed.
+    """
+    found = policy_file.load(policy).policy.routes.get(route)
     return found.answer if found else None
 
 
@@ -138,8 +139,12 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
 
     @app.exception_handler(ReviewError)
     async def refused(_: object, why: ReviewError) -> Response:
-        status = 404 if "no such flag" in str(why) else 409 if "already" in str(why) else 422
+        status = {UnknownFlag: 404, FlagTaken: 409}.get(type(why), 422)
         return JSONResponse({"error": str(why)}, status)
+
+    @app.exception_handler(PolicyError)
+    async def broken_policy(_: object, why: PolicyError) -> Response:
+        return JSONResponse({"error": str(why)}, 503)
 
     app.include_router(_state_routes(loop, metrics))
     app.include_router(_report_routes(settings, store), prefix="/api")
@@ -209,8 +214,9 @@ def _flag_routes(settings: MonitorSettings, queue: ReviewQueue) -> APIRouter:
     def flags(
         route: str | None = None, status: str | None = "open", limit: int = 100
     ) -> list[dict[str, Any]]:
-        """Flags, most informative first."""
-        return [flag_body(f) for f in queue.list(route, status, max(1, min(limit, 1000)))]
+        """Flags, most informative first; status is open, claimed, decided or all."""
+        wanted = None if status == "all" else status
+        return [flag_body(f) for f in queue.list(route, wanted, max(1, min(limit, 1000)))]
 
     @routes.post("/flags/{flag_id}/claim")
     def claim(flag_id: str, by: str) -> dict[str, Any]:

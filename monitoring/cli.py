@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from monitoring.store import Store
 
 app = typer.Typer(no_args_is_help=True, help="Disagreement, drift, flags, reviews and rollouts.")
-review_app = typer.Typer(
-    help="The review queue: flagged examples side by side; a label is gold for training."
-)
+review_app = typer.Typer()
 app.add_typer(review_app, name="review")
 out, err = Console(), Console(stderr=True)
 

@@ -166,26 +166,26 @@ def _evidently(
 def class_mix_p_value(
     before: Sequence[str], now: Sequence[str], generator: np.random.Generator
 ) -> float:
-    """Permutation p-value of the chi-square between two class mixes: exact for any counts, new classes included."""
+    """Permutation p-value of the chi-square between two class mixes: exact for any counts, new classes included.
+
+    Shuffling rows and counting those that fall into the first window is a draw from the multivariate hypergeometric.
+    """
     names = sorted({*before, *now})
-    if len(names) < 2:
+    if len(names) < 2 or not before or not now:
         return 1.0
-    index = {name: i for i, name in enumerate(names)}
-    pooled = np.array([index[v] for v in [*before, *now]])
-    observed = _chi_square(pooled, len(before), len(names))
-    more = sum(
-        _chi_square(generator.permutation(pooled), len(before), len(names)) >= observed - 1e-12
-        for _ in range(PERMUTATIONS)
-    )
+    first, both = Counter(before), Counter([*before, *now])
+    total = np.array([both[name] for name in names])
+    shuffled = generator.multivariate_hypergeometric(total, len(before), size=PERMUTATIONS)
+    observed = np.array([[first[name] for name in names]])
+    more = int((_chi_square(shuffled, total) >= _chi_square(observed, total) - 1e-9).sum())
     return (more + 1) / (PERMUTATIONS + 1)
 
 
-def _chi_square(pooled: np.ndarray, first: int, classes: int) -> float:
-    left = np.bincount(pooled[:first], minlength=classes)
-    total = np.bincount(pooled, minlength=classes)
-    expected = total * (first / len(pooled))
+def _chi_square(left: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Of each row of `left`: how many of each class's `total` are in the first window."""
+    expected = total * (left.sum(axis=1, keepdims=True) / total.sum())
     gap = (left - expected) ** 2
-    return float((gap / expected + gap / (total - expected)).sum())
+    return np.asarray((gap / expected + gap / (total - expected)).sum(axis=1))
 
 
 def class_mix(rows: Sequence[Row]) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 MonitoringError
 ├── StoreError       the database cannot be opened, or is of a newer schema
-├── ReviewError      an unknown flag, an answer outside the route's labels, a flag that is decided already
+├── ReviewError      a verdict or an answer that the route does not allow
+│   ├── UnknownFlag  there is no such flag
+│   └── FlagTaken    somebody else has it, or it is decided already, or there is nothing to undo
 └── UnknownRoute     the policy has no such route
 """
 
@@ -17,6 +19,14 @@ class StoreError(MonitoringError):
 
 class ReviewError(MonitoringError):
     """A review that cannot be taken."""
+
+
+class UnknownFlag(ReviewError):
+    """There is no such flag."""
+
+
+class FlagTaken(ReviewError):
+    """The flag is not in the state that the step needs."""
 
 
 class UnknownRoute(MonitoringError):

@@ -33,14 +33,15 @@ def gather(records: Iterable[Record], adapter: str | None, reviews: int) -> Evid
         if record.served_by == "student":
             feedback += [f.score for f in record.feedback if f.score is not None]
         places = ["", record.segment] if record.segment else [""]
+        is_compared = record.comparison is not None and record.comparison.comparable
         is_new = record.conversation is None or record.conversation not in seen
-        if record.conversation is not None:
-            seen.add(record.conversation)
         for place in places:
             errors[place].append(student.error is not None)
             guard[place].append(student.verdict is not None)
-            if is_new and record.comparison is not None and record.comparison.comparable:
+            if is_compared and is_new and record.comparison is not None:
                 disagreement[place].append(record.comparison.agree is False)
+        if is_compared and record.conversation is not None:
+            seen.add(record.conversation)
     return Evidence(
         _counts(disagreement), _counts(guard), _counts(errors), tuple(student_seconds),
         tuple(teacher_seconds), tuple(feedback), reviews,

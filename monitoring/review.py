@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from sqlalchemy import select
 
-from monitoring.errors import ReviewError
+from monitoring.errors import FlagTaken, ReviewError, UnknownFlag
 from monitoring.store import FlagRow, ReviewRow, Store
 from router.answer_spec import AnswerSpec, GuardRule
 from router.compare import parse
@@ -20,6 +20,7 @@ from router.records import Answer
 
 VerdictWord = Literal["accept_teacher", "accept_student", "correct", "discard"]
 VERDICTS: tuple[VerdictWord, ...] = get_args(VerdictWord)
+STATUSES = ("open", "claimed", "decided")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,13 @@ class ReviewQueue:
     def list(
         self, route: str | None = None, status: str | None = "open", limit: int = 100
     ) -> Sequence[FlagRow]:
-        """Flags, most informative first; `status` None gives all."""
+        """Flags, most informative first; `status` None gives all.
+
+        Raises:
+            ReviewError: an unknown status.
+        """
+        if status is not None and status not in STATUSES:
+            raise ReviewError(f"status {status!r}: allowed: {', '.join(STATUSES)}, all")
         query = select(FlagRow).order_by(FlagRow.score.desc(), FlagRow.at).limit(limit)
         if route is not None:
             query = query.where(FlagRow.route == route)
@@ -62,7 +69,7 @@ class ReviewQueue:
         with self._store.session() as session:
             flag = session.get(FlagRow, flag_id)
         if flag is None:
-            raise ReviewError(f"flag {flag_id!r}: no such flag")
+            raise UnknownFlag(f"flag {flag_id!r}: no such flag")
         return flag
 
     def claim(self, flag_id: str, by: str) -> FlagRow:
@@ -74,11 +81,11 @@ class ReviewQueue:
         with self._store.session() as session:
             flag = session.get(FlagRow, flag_id, with_for_update=True)
             if flag is None:
-                raise ReviewError(f"flag {flag_id!r}: no such flag")
+                raise UnknownFlag(f"flag {flag_id!r}: no such flag")
             if flag.status == "decided":
-                raise ReviewError(f"flag {flag_id}: decided already; undo it first")
+                raise FlagTaken(f"flag {flag_id}: decided already; undo it first")
             if flag.claimed_by not in (None, by):
-                raise ReviewError(f"flag {flag_id}: claimed by {flag.claimed_by}")
+                raise FlagTaken(f"flag {flag_id}: claimed by {flag.claimed_by}")
             flag.claimed_by, flag.status = by, "claimed"
             session.commit()
             return flag
@@ -100,16 +107,18 @@ class ReviewQueue:
             spec: the route's answer spec; a label that does not fit it is refused.
 
         Raises:
-            ReviewError: no such flag, decided already, an unknown verdict, or an answer that does not fit.
+            UnknownFlag: there is none.
+            FlagTaken: decided already.
+            ReviewError: an unknown verdict, or an answer that does not fit.
         """
         if verdict not in VERDICTS:
             raise ReviewError(f"verdict {verdict!r}: allowed: {', '.join(VERDICTS)}")
         with self._store.session() as session:
             flag = session.get(FlagRow, flag_id, with_for_update=True)
             if flag is None:
-                raise ReviewError(f"flag {flag_id!r}: no such flag")
+                raise UnknownFlag(f"flag {flag_id!r}: no such flag")
             if flag.status == "decided":
-                raise ReviewError(f"flag {flag_id}: decided already; undo it first")
+                raise FlagTaken(f"flag {flag_id}: decided already; undo it first")
             chosen = _chosen_answer(flag, verdict, answer)
             if chosen is not None and spec is not None:
                 check_answer(spec, chosen)
@@ -130,8 +139,10 @@ class ReviewQueue:
         """
         with self._store.session() as session:
             flag = session.get(FlagRow, flag_id, with_for_update=True)
-            if flag is None or flag.status != "decided":
-                raise ReviewError(f"flag {flag_id!r}: not decided")
+            if flag is None:
+                raise UnknownFlag(f"flag {flag_id!r}: no such flag")
+            if flag.status != "decided":
+                raise FlagTaken(f"flag {flag_id}: not decided, so there is nothing to undo")
             standing = session.scalars(
                 select(ReviewRow).where(ReviewRow.flag_id == flag_id, ReviewRow.undone_at.is_(None))
             )

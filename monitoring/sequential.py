@@ -28,9 +28,17 @@ def log_e_above(successes: int, rows: int, limit: float, a: float = 1.0, b: floa
 
 
 def _log_upper(a: float, b: float, x: float) -> float:
-    """log(1 - I_x(a, b)), by symmetry where the difference would lose all digits."""
+    """log(1 - I_x(a, b)), by symmetry where the difference would lose all digits.
+
+    A tail too small for a float is bounded from above by the geometric series over its hypergeometric one (DLMF 8.17.8),
+    whose terms shrink at least so fast: such a tail only says that there is no evidence at all.
+    """
     tail = float(betainc(b, a, 1 - x))
-    return math.log(tail) if tail > 0 else -745.0
+    if tail > 1e-300:
+        return math.log(tail)
+    ratio = min((a + b) / (b + 1) * (1 - x), 1 - 1e-9)
+    front = b * math.log1p(-x) + a * math.log(x) - math.log(b) - float(betaln(b, a))
+    return front - math.log1p(-ratio)
 
 
 def log_e_below(successes: int, rows: int, limit: float) -> float:

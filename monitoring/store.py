@@ -20,6 +20,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -111,19 +112,13 @@ class Store:
         return Session(self.engine, expire_on_commit=False)
 
     def add_flags(self, rows: Sequence[dict[str, Any]]) -> int:
-        """Insert flags that are not there yet; how many were new."""
-        added = 0
-        with self.session() as session:
-            known = set(
-                session.scalars(select(FlagRow.id).where(FlagRow.id.in_([r["id"] for r in rows])))
+        """Insert flags that are not there yet, also when another tick adds them just now; how many were new."""
+        make = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
+        with self.engine.begin() as connection:
+            return sum(
+                connection.execute(make(FlagRow).values(**row).on_conflict_do_nothing()).rowcount
+                for row in rows
             )
-            for row in rows:
-                if row["id"] not in known:
-                    session.execute(insert(FlagRow).values(**row))
-                    known.add(row["id"])
-                    added += 1
-            session.commit()
-        return added
 
     def put_report(self, route: str, window_end: float, at: float, body: dict[str, Any]) -> None:
         """Store a tick's report; the same window again replaces it."""
