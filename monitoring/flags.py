@@ -71,7 +71,11 @@ def _candidates(record: Record, rule: Flags, outliers: Collection[str]) -> list[
         )
     if rule.guard and student is not None and student.verdict is not None:
         found.append(_flag(record, "guard", f"guard rule {student.verdict} failed", 0.8))
-    bad = [f for f in record.feedback if f.correction is not None or (f.score is not None and f.score < 0.5)]
+    bad = [
+        f
+        for f in record.feedback
+        if f.correction is not None or (f.score is not None and f.score < 0.5)
+    ]
     said = record.feedback if rule.feedback == "any" else bad
     if rule.feedback != "off" and said:
         note = said[-1].comment or said[-1].correction or "negative"

@@ -108,7 +108,7 @@ class ReviewQueue:
 
         Raises:
             UnknownFlag: there is none.
-            FlagTaken: decided already.
+            FlagTaken: decided already, or somebody else has it.
             ReviewError: an unknown verdict, or an answer that does not fit.
         """
         if verdict not in VERDICTS:
@@ -119,6 +119,8 @@ class ReviewQueue:
                 raise UnknownFlag(f"flag {flag_id!r}: no such flag")
             if flag.status == "decided":
                 raise FlagTaken(f"flag {flag_id}: decided already; undo it first")
+            if flag.claimed_by not in (None, by):
+                raise FlagTaken(f"flag {flag_id}: claimed by {flag.claimed_by}; undo releases it")
             chosen = _chosen_answer(flag, verdict, answer)
             if chosen is not None and spec is not None:
                 check_answer(spec, chosen)
@@ -132,17 +134,18 @@ class ReviewQueue:
             return _label(row)
 
     def undo(self, flag_id: str) -> None:
-        """Open a decided flag again; the decision stays in the history.
+        """Open a decided or claimed flag again; a decision stays in the history.
 
         Raises:
-            ReviewError: no such flag, or it is not decided.
+            UnknownFlag: there is none.
+            FlagTaken: it is open.
         """
         with self._store.session() as session:
             flag = session.get(FlagRow, flag_id, with_for_update=True)
             if flag is None:
                 raise UnknownFlag(f"flag {flag_id!r}: no such flag")
-            if flag.status != "decided":
-                raise FlagTaken(f"flag {flag_id}: not decided, so there is nothing to undo")
+            if flag.status == "open":
+                raise FlagTaken(f"flag {flag_id}: open, so there is nothing to undo")
             standing = session.scalars(
                 select(ReviewRow).where(ReviewRow.flag_id == flag_id, ReviewRow.undone_at.is_(None))
             )

@@ -4,7 +4,9 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from monitoring import disagreement, drift, flags
 from monitoring.descriptors import Vocabulary, describe
@@ -113,3 +115,22 @@ def test_descriptors() -> None:
     assert (found["words"], found["sentences"]) == (5.0, 2.0)
     assert found["unknown_word_share"] == pytest.approx(1 / 5)
     assert describe("", Vocabulary.of([]))["characters"] == 0.0
+
+
+def test_a_remark_alone_is_no_complaint() -> None:
+    said = (Feedback("r1", 1.0, comment="thanks"),)
+    assert flags.find([record(1, A, A, confidence=0.99, feedback=said)], Flags(audit=0)) == []
+    (found,) = flags.find([record(1, A, A, feedback=said)], Flags(audit=0, feedback="any"))
+    assert found.reason == "feedback: thanks"
+
+
+def test_class_mixes_are_tested_exactly() -> None:
+    def p(before: list[str], now: list[str]) -> float:
+        return drift.class_mix_p_value(before, now, np.random.default_rng(0))
+
+    assert p(["a"] * 50, ["a"] * 50) == 1.0
+    assert p(["a", "b"] * 50, ["a", "b"] * 30) == 1.0
+    assert p(["a"] * 50, ["a"] * 40 + ["new"] * 10) < 0.01
+    before, now = ["a"] * 18 + ["b"] * 2, ["a"] * 11 + ["b"] * 9
+    fisher = stats.fisher_exact([[18, 2], [11, 9]]).pvalue
+    assert p(before, now) == pytest.approx(fisher, abs=0.02)

@@ -1,12 +1,13 @@
 """The store and the review queue, on SQLite and on a real PostgreSQL."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from monitoring import flags
-from monitoring.errors import ReviewError, StoreError
+from monitoring.errors import FlagTaken, ReviewError, StoreError, UnknownFlag
 from monitoring.review import ReviewQueue
 from monitoring.store import Store, open_store
 from router.policy import Flags
@@ -32,8 +33,6 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]
 
 
 def flagged(store: Store, count: int = 3) -> list[str]:
-    from dataclasses import asdict
-
     found = flags.find([record(n, student='{"kind":"b"}') for n in range(count)], Flags())
     rows = [{**asdict(f), "at": 1.0, "status": "open"} for f in found]
     assert store.add_flags(rows) == count
@@ -102,3 +101,44 @@ def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9/db cannot be opened") as caught:
         open_store("postgresql+psycopg://me:secret@127.0.0.1:9/db")
     assert "secret" not in str(caught.value)
+
+
+def test_a_claimed_flag_is_its_claimers_until_it_is_released(any_store: Store) -> None:
+    flag, *_ = flagged(any_store)
+    queue = ReviewQueue(any_store)
+    queue.claim(flag, "ada")
+    assert [f.id for f in queue.list(status="claimed")] == [flag]
+    with pytest.raises(FlagTaken, match="claimed by ada"):
+        queue.decide(flag, "discard", by="bob")
+    queue.undo(flag)
+    assert queue.decide(flag, "discard", by="bob").by == "bob"
+    queue.undo(flag)
+    with pytest.raises(FlagTaken, match="nothing to undo"):
+        queue.undo(flag)
+    with pytest.raises(UnknownFlag, match="no such flag"):
+        queue.undo("nope")
+
+
+def test_the_newest_label_of_a_record_wins(any_store: Store) -> None:
+    one, *_ = flagged(any_store)
+    first = ReviewQueue(any_store, now=lambda: 5.0).decide(one, "accept_teacher", by="ada")
+    second = {
+        "id": "other", "record_id": first.record_id, "route": "mail", "kind": "feedback", "reason": "", "score": 1.0,
+        "at": 6.0, "record_at": 1.0, "input_text": "", "status": "open",
+    }  # fmt: skip
+    assert any_store.add_flags([second]) == 1
+    queue = ReviewQueue(any_store, now=lambda: 7.0)
+    queue.decide("other", "correct", '{"kind":"b"}', by="bob")
+    assert [(label.answer, label.by) for label in queue.labels("mail")] == [('{"kind":"b"}', "bob")]
+    queue.undo("other")
+    assert [label.by for label in queue.labels("mail")] == ["ada"]
+    assert queue.labels(since=6.0) == []
+
+
+def test_very_many_flags_at_once(store: Store) -> None:
+    (row,) = (asdict(f) for f in flags.find([record(1, student='{"kind":"b"}')], Flags()))
+    rows = [{**row, "id": str(n), "at": 1.0, "status": "open"} for n in range(2_000)]
+    assert store.add_flags([*rows, rows[0]]) == 2_000
+    assert store.add_flags(rows) == 0
+    with pytest.raises(ReviewError, match="allowed: open, claimed, decided, all"):
+        ReviewQueue(store).list(status="new")

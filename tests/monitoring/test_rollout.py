@@ -105,3 +105,19 @@ def test_evidence_counts_one_draw_a_conversation_and_this_version_only() -> None
     assert found.guard_failures == {"": Count(0, 4), "vip": Count(0, 1)}
     assert (len(found.student_seconds), len(found.teacher_seconds), found.reviews) == (4, 5, 2)
     assert gather(records, "mail/2", reviews=0).errors == {}
+
+
+def test_an_unaudited_start_does_not_use_up_a_conversation() -> None:
+    records = [
+        record(1, conversation="c"),
+        record(2, student='{"kind":"a"}', conversation="c", comparison=None),
+        record(3, student='{"kind":"b"}', conversation="c"),
+        record(4, student='{"kind":"b"}', conversation="c"),
+    ]
+    assert gather(records, "mail/1", reviews=0).disagreement == {"": Count(1, 1)}
+
+
+def test_a_perfect_student_with_much_traffic_is_promoted() -> None:
+    rule = {"gates": RULE.gates.model_copy(update={"errors": None})}
+    step = moved(Evidence({"": Count(0, 50_000)}, reviews=3), at(2), **rule)
+    assert step.action == "promote", step.reason

@@ -86,3 +86,27 @@ def test_mean_and_quantile_sequences_cover_at_every_look(seed: int) -> None:
 def test_a_limit_outside_zero_and_one_is_refused() -> None:
     with pytest.raises(ValueError, match="allowed: between 0 and 1"):
         sequential.log_e_above(1, 2, 1.0)
+
+
+@pytest.mark.parametrize("rows", [1_000, 6_000, 7_000, 10_000, 1_000_000, 10_000_000])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05])
+def test_a_long_good_run_is_never_evidence_of_a_breach(rows: int, share: float) -> None:
+    bad = int(share * rows)
+    assert sequential.log_e_above(bad, rows, 0.10) < 0
+    assert sequential.log_e_below(bad, rows, 0.10) > math.log(20)
+
+
+def test_the_tail_goes_on_smoothly_where_floats_end() -> None:
+    found = [sequential.log_e_above(0, rows, 0.10) for rows in range(6_000, 8_000, 10)]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == pytest.approx(-math.log(8_000), abs=0.1)
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.floats(0.01, 0.99))
+def test_both_directions_never_hold_at_once(bad: int, good: int, limit: float) -> None:
+    rows = bad + good
+    above = sequential.log_e_above(bad, rows, limit)
+    below = sequential.log_e_below(bad, rows, limit)
+    assert min(above, below) < math.log(10)
+    assert sequential.log_e_above(bad + 1, rows + 1, limit) >= above - 1e-9
+    assert sequential.log_e_below(bad, rows + 1, limit) >= below - 1e-9
