@@ -1,6 +1,7 @@
 """The store and the review queue, on SQLite and on a real PostgreSQL."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -142,3 +143,12 @@ def test_very_many_flags_at_once(store: Store) -> None:
     assert store.add_flags(rows) == 0
     with pytest.raises(ReviewError, match="allowed: open, claimed, decided, all"):
         ReviewQueue(store).list(status="new")
+
+
+def test_two_ticks_at_once_add_each_flag_once(any_store: Store) -> None:
+    found = flags.find([record(n, student='{"kind":"b"}') for n in range(40)], Flags())
+    rows = [{**asdict(f), "at": 1.0, "status": "open"} for f in found]
+    with ThreadPoolExecutor(4) as pool:
+        added = list(pool.map(any_store.add_flags, [rows] * 4))
+    assert sum(added) == 40
+    assert len(ReviewQueue(any_store).list()) == 40
