@@ -48,18 +48,30 @@ def _operator_errors() -> Iterator[None]:
         raise typer.Exit(2) from why
 
 
+def _seconds(option: str, text: str) -> float:
+    from router.quantities import seconds
+
+    try:
+        return seconds(text)
+    except ValueError as why:
+        raise ValueError(f"{option} = {text!r}: {why}") from why
+
+
 def _open(
     home: Path, policy: Path | None, database: str | None, since: str = "7d", drift_rows: int = 200
 ) -> "tuple[MonitorSettings, Store]":
     from monitoring.settings import MonitorSettings
     from monitoring.store import open_store
     from router.home import Home
-    from router.quantities import seconds
 
     place = Home(home)
     home.mkdir(parents=True, exist_ok=True)
     settings = MonitorSettings(
-        policy or place.policy, place, database or place.database_url, seconds(since), drift_rows
+        policy or place.policy,
+        place,
+        database or place.database_url,
+        _seconds("--since", since),
+        drift_rows,
     )
     return settings, open_store(settings.database)
 
@@ -160,12 +172,11 @@ def serve(
     import uvicorn
 
     from monitoring.app import create_app
-    from router.quantities import seconds
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with _operator_errors():
         settings, store = _open(home, policy, database, since, drift_rows)
-        settings = dataclasses.replace(settings, every_seconds=seconds(every))
+        settings = dataclasses.replace(settings, every_seconds=_seconds("--every", every))
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
