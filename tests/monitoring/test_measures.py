@@ -88,7 +88,7 @@ def test_windows_without_drift_rarely_alarm() -> None:
     alarms = 0
     for seed in range(20):
         random.Random(seed).shuffle(rows)
-        alarms += drift.measure(rows[:400], rows[400:600], seed=seed).drifted
+        alarms += drift.measure(rows[:240], rows[240:360], seed=seed).drifted
     assert alarms <= 3
 
 

@@ -136,10 +136,10 @@ def test_the_newest_label_of_a_record_wins(any_store: Store) -> None:
     assert queue.labels(since=6.0) == []
 
 
-def test_very_many_flags_at_once(store: Store) -> None:
+def test_a_flag_twice_in_one_call_is_one(store: Store) -> None:
     (row,) = (asdict(f) for f in flags.find([record(1, student='{"kind":"b"}')], Flags()))
-    rows = [{**row, "id": str(n), "at": 1.0, "status": "open"} for n in range(2_000)]
-    assert store.add_flags([*rows, rows[0]]) == 2_000
+    rows = [{**row, "id": str(n), "at": 1.0, "status": "open"} for n in range(400)]
+    assert store.add_flags([*rows, rows[0]]) == 400
     assert store.add_flags(rows) == 0
     with pytest.raises(ReviewError, match="allowed: open, claimed, decided, all"):
         ReviewQueue(store).list(status="new")
