@@ -8,6 +8,7 @@ raised: the call goes on. Segments of a folder are read in the order of their na
     traffic/20261124T091502.001200-4711.jsonl           closed
 """
 
+import contextlib
 import datetime
 import errno
 import heapq
@@ -30,6 +31,8 @@ OPEN, CLOSED = ".open.jsonl", ".jsonl"
 FEEDBACK = "feedback"
 LATE_SECONDS = 600.0
 """A late line is looked for in segments that were written up to so long after the record's time."""
+_IMPORTED_AT = time.time()
+"""No segment of this process is older."""
 
 
 class TrafficLog:
@@ -123,10 +126,12 @@ class _Writer:
 
     def rotate(self) -> None:
         """Close the open segment."""
-        if self._fd is not None and self._path is not None:
-            os.close(self._fd)
-            self._path.rename(self._path.with_name(self._path.name.replace(OPEN, CLOSED)))
+        fd, path = self._fd, self._path
         self._fd = self._path = None
+        if fd is not None and path is not None:
+            os.close(fd)
+            with contextlib.suppress(FileNotFoundError):  # somebody took the segment away
+                path.rename(_closed(path))
 
     def _segment(self, more: int) -> int:
         now = self._now()
@@ -134,21 +139,39 @@ class _Writer:
         if self._fd is not None and (full or now - self._opened_at > self._max_age_seconds):
             self.rotate()
         if self._fd is None:
-            start = datetime.datetime.fromtimestamp(now, datetime.UTC)
-            self._path = self._directory / f"{start:%Y%m%dT%H%M%S.%f}-{os.getpid()}{OPEN}"
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+            path = self._free_name(datetime.datetime.fromtimestamp(now, datetime.UTC))
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+            self._path = path
             self._size, self._opened_at, self._torn = 0, now, False
         return self._fd
+
+    def _free_name(self, start: datetime.datetime) -> Path:
+        """A name that no segment has or will get: within one microsecond, or with a clock set back, a later one."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = self._directory / f"{start:%Y%m%dT%H%M%S.%f}-{os.getpid()}{OPEN}"
+            if not path.exists() and not _closed(path).exists():
+                return path
+            start += datetime.timedelta(microseconds=1)
 
     def _close_left_open(self) -> None:
         """Close segments of processes that are gone, so that nobody waits for them."""
         for path in self._directory.glob(f"*{OPEN}"):
             pid = path.name.removesuffix(OPEN).rpartition("-")[2]
-            if pid.isdigit() and not _is_running(int(pid)):
-                path.rename(path.with_name(path.name.replace(OPEN, CLOSED)))
+            if pid.isdigit() and not _is_writing(int(pid), started_at(path)):
+                with contextlib.suppress(FileNotFoundError):  # a sister process was quicker
+                    path.rename(_closed(path))
 
 
-def _is_running(pid: int) -> bool:
+def _closed(path: Path) -> Path:
+    return path.with_name(path.name.replace(OPEN, CLOSED))
+
+
+def _is_writing(pid: int, since: float | None) -> bool:
+    if (
+        pid == os.getpid()
+    ):  # in a container every router is process 1: the one before had our number
+        return since is not None and since >= _IMPORTED_AT
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -177,7 +200,7 @@ def lines(segment: Path) -> Iterator[Line]:
     try:
         file: BinaryIO = segment.open("rb")
     except FileNotFoundError:  # rotated under our eyes: its closed name is read instead
-        closed = segment.with_name(segment.name.replace(OPEN, CLOSED))
+        closed = _closed(segment)
         if closed == segment or not closed.exists():
             return
         file = closed.open("rb")
