@@ -347,27 +347,31 @@ def dark_launch(story: Story) -> None:
     )
     write_policy(story, "dark_launch", dark_launch={"share": "100%"})
     rows = story.task.live[: len(story.task.live) // 2]
+    before = _compared(story)
     ask(story, rows)
-    _wait_for_shadows(story, len(rows))
+    _wait_for_shadows(story, before + len(rows))
     found = report(story)
     rate = found["disagreement"][0]["rate"]
     shown = f"{100 * rate['share']:.1f} % [{100 * rate['low']:.1f}-{100 * rate['high']:.1f}] of {rate['rows']}"
     story.note("dark launch", f"disagreement {shown}; {found['flags_open']} flags")
 
 
+def _compared(story: Story) -> int:
+    """Requests that the router has compared so far."""
+    text = httpx.get(f"{story.at('admin')}/metrics", trust_env=False).text
+    counted = [
+        line.rsplit(" ", 1)[1]
+        for line in text.splitlines()
+        if line.startswith("graduate_router_comparisons_total")
+    ]
+    return int(sum(map(float, counted)))
+
+
 def _wait_for_shadows(story: Story, wanted: int) -> None:
-    """Until the unseen copies have settled."""
+    """Until so many requests have been compared: unseen copies settle after the replies."""
     deadline = time.monotonic() + 120
     with console.status("the last unseen copies settle …"):
-        while time.monotonic() < deadline:
-            text = httpx.get(f"{story.at('admin')}/metrics", trust_env=False).text
-            done = sum(
-                float(line.rsplit(" ", 1)[1])
-                for line in text.splitlines()
-                if line.startswith("graduate_router_comparisons_total")
-            )
-            if done >= wanted:
-                return
+        while _compared(story) < wanted and time.monotonic() < deadline:
             time.sleep(0.3)
 
 
@@ -416,10 +420,10 @@ def canary(story: Story) -> None:
     """The student answers a growing share; the monitor moves it by itself, on evidence."""
     story.tell(
         "Canary",
-        "`mode: canary`: the student answers a share of users for good; the monitor moves the share by always-valid tests, "
-        "or rolls back. No evidence is not good evidence: it holds until there is some.",
+        "`mode: canary`: the student answers a share of users for good. The gate: at most 25 % disagreement with the teacher. "
+        "By always-valid tests the monitor gives it more, or rolls it back; without evidence it holds.",
     )
-    gates = {"disagreement": {"max": "60%"}, "guard_failures": {"max": "30%"}}
+    gates = {"disagreement": {"max": "25%"}, "guard_failures": {"max": "10%"}}
     rule = {
         "steps": ["20%", "50%", "100%"],
         "hold": "1s",
@@ -432,9 +436,11 @@ def canary(story: Story) -> None:
     rows = story.task.live[len(story.task.live) // 2 :]
     half = max(1, len(rows) // 2)
     served: Counter[str] = Counter()
+    compared = _compared(story)
     for part in (rows[:half], rows[half:], rows):
         served.update(r.served_by for r in ask(story, part))
-        time.sleep(2.5)
+        compared += len(part)
+        _wait_for_shadows(story, compared)
         report(story)
     events = json.loads(
         graduate("monitor", "rollout", "--home", str(story.home), "--json", quiet=True)

@@ -44,6 +44,10 @@ class Decision(BaseModel):
     note: str | None = Field(default=None, max_length=10_000)
 
 
+TICK_TIMEOUT_SECONDS = 900.0
+"""A tick that takes longer hangs; it is killed and the next one begins."""
+
+
 class TickLoop:
     """Runs `graduate monitor tick` again and again, and says how the last one went."""
 
@@ -57,7 +61,14 @@ class TickLoop:
     async def run(self) -> None:
         """For ever."""
         while True:
-            await self.once()
+            try:
+                await self.once()
+            except (
+                Exception
+            ) as why:  # the outermost loop: a lost database must not end watching for good
+                logger.exception("tick failed")
+                self.error = f"{type(why).__name__}: {why}"
+                self._metrics.ticks.labels("error").inc()
             await asyncio.sleep(self._settings.every_seconds)
 
     async def once(self) -> None:
@@ -73,8 +84,9 @@ class TickLoop:
             *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
         )
         try:
-            _, said = await process.communicate()
-        except asyncio.CancelledError:
+            async with asyncio.timeout(TICK_TIMEOUT_SECONDS):
+                _, said = await process.communicate()
+        except (asyncio.CancelledError, TimeoutError):
             process.kill()
             await process.wait()
             raise

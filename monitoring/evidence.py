@@ -33,13 +33,17 @@ def gather(records: Iterable[Record], adapter: str | None, reviews: int) -> Evid
         if record.served_by == "student":
             feedback += [f.score for f in record.feedback if f.score is not None]
         places = ["", record.segment] if record.segment else [""]
-        is_compared = record.comparison is not None and record.comparison.comparable
+        comparison = record.comparison
+        # An answer of the wrong form differs from the teacher's too: a student of garbage must not pass for want of pairs.
+        is_compared = comparison is not None and (
+            comparison.comparable or not comparison.student_form_ok
+        )
         is_new = record.conversation is None or record.conversation not in seen
         for place in places:
             errors[place].append(student.error is not None)
             guard[place].append(student.verdict is not None)
-            if is_compared and is_new and record.comparison is not None:
-                disagreement[place].append(record.comparison.agree is False)
+            if is_compared and is_new and comparison is not None:
+                disagreement[place].append(comparison.agree is not True)
         if is_compared and record.conversation is not None:
             seen.add(record.conversation)
     return Evidence(

@@ -11,7 +11,8 @@
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from monitoring.windows import input_of
@@ -37,21 +38,35 @@ class Flag:
     student_text: str | None
 
 
-def find(records: Sequence[Record], rule: Flags, outliers: Collection[str] = ()) -> list[Flag]:
+def find(
+    records: Sequence[Record],
+    rule: Flags,
+    outliers: Collection[str] = (),
+    flagged: Mapping[str, float] | None = None,
+) -> list[Flag]:
     """At most one flag a record (its most informative), at most `per_hour` for each hour of traffic, spread over inputs.
 
     Args:
         outliers: ids that drift found to be least like the reference.
+        flagged: records that have a flag from earlier passes, with their time: they count into their hour.
     """
+    known = flagged or {}
+    taken = Counter(int(at // 3600) for at in known.values())
     best: dict[str, Flag] = {}
     for record in records:
+        if record.id in known:
+            continue
         candidates = [f for f in _candidates(record, rule, outliers) if f is not None]
         if candidates:
             best[record.id] = max(candidates, key=lambda f: f.score)
     by_hour: dict[int, list[Flag]] = {}
     for flag in best.values():
         by_hour.setdefault(int(flag.record_at // 3600), []).append(flag)
-    return [f for hour in sorted(by_hour) for f in _diverse(by_hour[hour], rule.per_hour)]
+    return [
+        flag
+        for hour in sorted(by_hour)
+        for flag in _diverse(by_hour[hour], max(0, rule.per_hour - taken[hour]))
+    ]
 
 
 def _candidates(record: Record, rule: Flags, outliers: Collection[str]) -> list[Flag | None]:

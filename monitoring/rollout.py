@@ -6,7 +6,7 @@ gates: with confidence c and m gates, each is tested at (1 - c) / m on either si
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -93,18 +93,23 @@ def _feedback_gate(evidence: Evidence, minimum: float, alpha: float) -> GateResu
     )
 
 
-def gates(rule: Canary, evidence: Evidence) -> tuple[GateResult, ...]:
-    """Every gate that the rule sets, in each segment that was seen."""
+def gates(rule: Canary, evidence: Evidence, segments: Sequence[str] = ()) -> tuple[GateResult, ...]:
+    """Every gate that the rule sets, for the whole route and in each declared segment.
+
+    The error is shared out over declared gates and segments, seen or not: a number that grew with traffic would move the
+    bar while one looks. A segment without rows is an open gate.
+    """
     limits = rule.gates
+    none = Count(0, 0)
     rates = [
-        (f"{name}{f' in {segment}' if segment else ''}", count, limit.max)
+        (f"{name}{f' in {segment}' if segment else ''}", counts.get(segment, none), limit.max)
         for name, counts, limit in (
             ("disagreement", evidence.disagreement, limits.disagreement),
             ("guard_failures", evidence.guard_failures, limits.guard_failures),
             ("errors", evidence.errors, limits.errors),
         )
         if limit is not None
-        for segment, count in (counts or {"": Count(0, 0)}).items()
+        for segment in ("", *segments)
     ]
     others = [limits.latency_p95 is not None, limits.feedback is not None]
     alpha = (1 - rule.confidence) / max(1, len(rates) + sum(others))
@@ -124,15 +129,22 @@ def first_step(rule: Canary, version: int | None, now: str) -> RouteRollout:
 
 
 def next_step(
-    rule: Canary, evidence: Evidence, state: RouteRollout, *, seconds_on_step: float, now: str
+    rule: Canary,
+    evidence: Evidence,
+    state: RouteRollout,
+    *,
+    seconds_on_step: float,
+    now: str,
+    segments: Sequence[str] = (),
 ) -> Step:
-    """The move of a canary that is on `state`.
+    """The move of a canary that is on `state`. Evidence and error begin anew on each step.
 
     Args:
+        segments: the route's declared segments; the rate gates hold in each.
         seconds_on_step: since the canary came to its step.
         now: UTC time for the new state, ISO 8601.
     """
-    results = gates(rule, evidence)
+    results = gates(rule, evidence, segments)
     if state.state != "canary":
         return Step("hold", state, f"{state.state}: only people start it again", results)
     breached = [g for g in results if g.state == "breached"]
@@ -149,7 +161,7 @@ def next_step(
     waiting = _why_wait(rule, results, evidence, seconds_on_step, state.step)
     if waiting is not None:
         return Step("hold", state, waiting, results)
-    why = "; ".join(f"{g.name}: {g.detail}" for g in results) or "no gates set"
+    why = "; ".join(f"{g.name}: {g.detail}" for g in results)
     if is_last:
         done = state.model_copy(
             update={"state": "promoted", "share": 1.0, "since": now, "evidence": why}
@@ -169,6 +181,8 @@ def _why_wait(
     seconds_on_step: float,
     step: int,
 ) -> str | None:
+    if not results:
+        return "no gates set: nothing shows that the student may have more; set canary.gates"
     unsettled = [g for g in results if g.state == "open"]
     if unsettled:
         return "not enough evidence: " + "; ".join(f"{g.name}: {g.detail}" for g in unsettled)

@@ -147,10 +147,24 @@ class Store:
             return found.body if found else None
 
     def add_rollout_event(self, **values: Any) -> None:
-        """Note a move of a canary."""
+        """Note a move of a canary; the same move again, after a crash before it was carried out, is one event."""
         with self.session() as session:
-            session.add(RolloutEventRow(**values))
-            session.commit()
+            last = session.scalar(
+                select(RolloutEventRow)
+                .where(RolloutEventRow.route == values["route"])
+                .order_by(RolloutEventRow.at.desc(), RolloutEventRow.id.desc())
+                .limit(1)
+            )
+            same = ("action", "share", "adapter")
+            if last is None or any(getattr(last, name) != values[name] for name in same):
+                session.add(RolloutEventRow(**values))
+                session.commit()
+
+    def flagged(self, route: str) -> dict[str, float]:
+        """Records of a route that have a flag, with the record's time."""
+        query = select(FlagRow.record_id, FlagRow.record_at).where(FlagRow.route == route)
+        with self.session() as session:
+            return {record_id: at for record_id, at in session.execute(query)}
 
     def rollout_events(self, route: str | None = None) -> list[RolloutEventRow]:
         """Moves, oldest first."""

@@ -119,7 +119,7 @@ def _route(
         reference, current, html_path=path, alarm_rate=settings.alarm_rate, seed=len(current)
     )
     outliers = drifted.outliers if drifted.drifted else ()
-    found = flags.find(records, route.flags, outliers)
+    found = flags.find(records, route.flags, outliers, store.flagged(name))
     added = store.add_flags([{**asdict(f), "at": now.timestamp(), "status": "open"} for f in found])
     moved, shown = _canary(settings, store, name, route, records, state, now)
     served: dict[str, int] = {}
@@ -208,7 +208,7 @@ def _canary(
     evidence = gather(recent, adapter.id if adapter else None, len(labels))
     step = rollout.next_step(
         route.canary, evidence, state,
-        seconds_on_step=(now - since).total_seconds(), now=stamp,
+        seconds_on_step=(now - since).total_seconds(), now=stamp, segments=tuple(route.segments),
     )  # fmt: skip
     shown = {
         "action": step.action,

@@ -25,7 +25,12 @@ def moved(
 ) -> Any:
     chosen = RULE.model_copy(update=rule)
     return next_step(
-        chosen, evidence, state or first_step(RULE, 1, "t0"), seconds_on_step=seconds, now="t1"
+        chosen,
+        evidence,
+        state or first_step(RULE, 1, "t0"),
+        seconds_on_step=seconds,
+        now="t1",
+        segments=tuple(s for s in evidence.disagreement if s),
     )
 
 
@@ -101,7 +106,7 @@ def test_evidence_counts_one_draw_a_conversation_and_this_version_only() -> None
         record(5),
     ]
     found = gather(records, "mail/1", reviews=2)
-    assert found.disagreement == {"": Count(1, 2)}
+    assert found.disagreement == {"": Count(2, 3), "vip": Count(1, 1)}  # garbage differs too
     assert found.guard_failures == {"": Count(0, 4), "vip": Count(0, 1)}
     assert (len(found.student_seconds), len(found.teacher_seconds), found.reviews) == (4, 5, 2)
     assert gather(records, "mail/2", reviews=0).errors == {}
@@ -121,3 +126,14 @@ def test_a_perfect_student_with_much_traffic_is_promoted() -> None:
     rule = {"gates": RULE.gates.model_copy(update={"errors": None})}
     step = moved(Evidence({"": Count(0, 50_000)}, reviews=3), at(2), **rule)
     assert step.action == "promote", step.reason
+
+
+def test_without_gates_nothing_moves() -> None:
+    step = moved(GOOD, at(0), gates=Canary().gates)
+    assert (step.action, step.reason.partition(":")[0]) == ("hold", "no gates set")
+
+
+def test_a_declared_segment_without_rows_holds() -> None:
+    step = next_step(RULE, GOOD, at(0), seconds_on_step=100, now="t1", segments=("vip",))
+    assert step.action == "hold"
+    assert "disagreement in vip: 0 of 0" in step.reason
