@@ -16,11 +16,17 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from router.prompt import template_fields
 from router.quantities import Share
 
 AnswerKind = Literal["label", "json", "tool_call", "text"]
+
+
+def at_key(key: str, why: str) -> PydanticCustomError:
+    """The error of a rule over several keys, at the one (dots for deeper ones) that the reader should look at."""
+    return PydanticCustomError("at_key", "{why}", {"why": why, "key": key})
 
 
 def regex(pattern: str) -> str:
@@ -88,19 +94,20 @@ class AnswerSpec(Strict):
     @model_validator(mode="after")
     def _holds(self) -> "AnswerSpec":
         if self.kind == "label" and not self.labels:
-            raise ValueError("answer of kind label needs labels")
+            raise at_key("labels", "an answer of kind label needs labels")
         allowed = COMPARATORS[self.kind]
         if self.compare.comparator not in allowed:
-            raise ValueError(
+            raise at_key(
+                "compare.comparator",
                 f"comparator {self.compare.comparator!r} cannot read answers of kind {self.kind}; "
-                f"allowed: {', '.join(allowed)}"
+                f"allowed: {', '.join(allowed)}",
             )
         if self.schema_ is not None:
             try:
                 jsonschema_rs.validator_for(self.schema_)
             except (ValueError, RecursionError) as why:
                 reason = str(why).splitlines()[0]
-                raise ValueError(f"schema is not a JSON Schema: {reason}") from why
+                raise at_key("schema", f"not a JSON Schema: {reason}") from why
         return self
 
 

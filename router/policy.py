@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from router.answer_spec import AnswerSpec, Guard, Regex, Strict, Template, regex
+from router.answer_spec import AnswerSpec, Guard, Regex, Strict, Template, at_key, regex
 from router.quantities import Seconds, Share
 
 Mode = Literal["teacher", "dark_launch", "canary", "hybrid", "student"]
@@ -106,7 +106,10 @@ class Match(Strict):
     def _regex_compiles(self) -> "Match":
         pattern = self.system_prompt
         if pattern and len(pattern) > 2 and pattern.startswith("/") and pattern.endswith("/"):
-            regex(pattern[1:-1])
+            try:
+                regex(pattern[1:-1])
+            except ValueError as why:
+                raise at_key("system_prompt", str(why)) from why
         return self
 
 
@@ -124,7 +127,7 @@ class Student(Strict):
     backend: str
     adapter: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name in the registry."""
-    version: int | Literal["latest"] = "latest"
+    version: Annotated[int, Field(ge=1)] | Literal["latest"] = "latest"
     """A published version; a rollout pins one."""
     prompt: Template | None = None
     """Shorter template for the student, as it was trained; none sends the chat as it is."""
@@ -193,7 +196,7 @@ class Canary(Strict):
     @model_validator(mode="after")
     def _steps_grow(self) -> "Canary":
         if any(a >= b for a, b in zip(self.steps, self.steps[1:], strict=False)):
-            raise ValueError("steps must grow")
+            raise at_key("steps", "steps must grow")
         return self
 
 
@@ -283,7 +286,7 @@ class Route(Strict):
     @model_validator(mode="after")
     def _student_where_needed(self) -> "Route":
         if self.mode != "teacher" and self.student is None:
-            raise ValueError(f"mode {self.mode} needs a student")
+            raise at_key("mode", f"mode {self.mode} needs a student")
         return self
 
 

@@ -8,8 +8,8 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,17 @@ def _allowed(error: ErrorDetails, model: type[BaseModel], path: KeyPath) -> str:
     if error["type"] == "missing":
         return "missing key"
     message = error["msg"].removeprefix("Value error, ")
+    message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
     return message[0].lower() + message[1:]
 
 
 def _problems(
     failure: ValidationError, model: type[BaseModel], lines: dict[KeyPath, int], data: Any
 ) -> Iterator[Problem]:
-    for error in failure.errors(include_url=False, include_context=False):
+    for error in failure.errors(include_url=False):
         path: KeyPath = tuple(error["loc"])
+        named = error.get("ctx", {}).get("key", "") if error["type"] == "at_key" else ""
+        path += tuple(named.split(".")) if named else ()
         at: Any = data
         shown: list[str | int] = []
         for part in path:  # pydantic puts names of union members in `loc`: keep what the file has
@@ -116,18 +119,31 @@ def _problems(
             except (LookupError, TypeError):
                 continue
             shown.append(part)
-        if error["type"] == "missing":
+        if error["type"] == "missing" or (named and shown[-1:] != [path[-1]]):
             shown.append(path[-1])
+            at = None
         line_path = tuple(shown)
         while line_path and line_path not in lines:
             line_path = line_path[:-1]
         value = None if error["type"] in ("missing", "extra_forbidden") else error["input"]
+        value = at if named else value
         yield Problem(
             line=lines.get(line_path, 1),
             key=".".join(str(p) for p in shown) or "(file)",
             value=value,
             allowed=_allowed(error, model, path),
         )
+
+
+def _told_once(problems: Iterable[Problem]) -> list[Problem]:
+    """One problem a key: what several forms of a value allow is joined, and a list is not blamed for its items."""
+    found: dict[str, Problem] = {}
+    for problem in problems:
+        known = found.get(problem.key)
+        if known is not None:
+            problem = replace(problem, allowed=f"{known.allowed}, or {problem.allowed}")
+        found[problem.key] = problem
+    return [p for p in found.values() if not any(k.startswith(f"{p.key}.") for k in found)]
 
 
 def _parse(text: str, source: str, model: type[BaseModel]) -> tuple[Any, dict[KeyPath, int]]:
@@ -154,7 +170,7 @@ def _parse(text: str, source: str, model: type[BaseModel]) -> tuple[Any, dict[Ke
     try:
         return model.model_validate(data), lines
     except ValidationError as why:
-        raise PolicyError(source, list(_problems(why, model, lines, data))) from why
+        raise PolicyError(source, _told_once(_problems(why, model, lines, data))) from why
 
 
 def _dangling(policy: Policy) -> Iterator[tuple[KeyPath, str, str]]:
@@ -216,26 +232,66 @@ def load(
 ) -> LoadedPolicy:
     """Both files and the difficulty models that routes name, read and checked together.
 
+    Args:
+        difficulty_folder: where difficulty models lie. Given by the router, for which the other files that the policy
+            names (`keys.file`, from the policy's folder) must be there too; the monitor and training read neither.
+
     Raises:
         PolicyError: a file cannot be read, or does not hold.
     """
-    policy = loads(_read(path), str(path))
+    text_of_policy = _read(path)
+    policy = loads(text_of_policy, str(path))
     text = ""
     if rollouts_path is not None and rollouts_path.exists():
         text = _read(rollouts_path)
     rollouts = loads_rollouts(text, policy, str(rollouts_path))
-    models = {}
-    for route_name, route in policy.routes.items():
-        if route.hybrid.difficulty and difficulty_folder is not None:
-            name = route.hybrid.difficulty.model
-            file = difficulty_folder / f"{name}.json"
-            if not file.exists():
-                key = f"routes.{route_name}.hybrid.difficulty.model"
-                raise PolicyError(
-                    str(path), [Problem(1, key, name, f"no such model: {file} is not there")]
-                )
-            models[name] = load_model(file)
+    models: dict[str, DifficultyModel] = {}
+    if difficulty_folder is not None:
+        models, problems = _models(policy, difficulty_folder)
+        problems += _keys_file(policy, path)
+        if problems:
+            raise PolicyError(str(path), _with_lines(text_of_policy, problems))
     return LoadedPolicy(policy, rollouts, digest_of(policy, rollouts), str(path), models)
+
+
+def _models(
+    policy: Policy, folder: Path
+) -> tuple[dict[str, DifficultyModel], list[tuple[KeyPath, str, str]]]:
+    models: dict[str, DifficultyModel] = {}
+    problems: list[tuple[KeyPath, str, str]] = []
+    for route_name, route in policy.routes.items():
+        if route.hybrid.difficulty is None:
+            continue
+        name = route.hybrid.difficulty.model
+        file = folder / f"{name}.json"
+        key: KeyPath = ("routes", route_name, "hybrid", "difficulty", "model")
+        if not file.exists():
+            problems.append((key, name, f"no such model: {file} is not there"))
+            continue
+        try:
+            models[name] = load_model(file)
+        except PolicyError as why:
+            problems.append((key, name, f"{file}: {why.problems[0].allowed}"))
+    return models, problems
+
+
+def _keys_file(policy: Policy, path: Path) -> list[tuple[KeyPath, str, str]]:
+    if policy.keys is None:
+        return []
+    file = path.parent / policy.keys.file
+    if file.is_file():
+        return []
+    return [(("keys", "file"), policy.keys.file, f"no such file: {file} is not there")]
+
+
+def _with_lines(text: str, problems: Iterable[tuple[KeyPath, str, str]]) -> list[Problem]:
+    """Problems of a policy that holds in itself, with the lines that their keys stand on."""
+    node = yaml.compose(text, Loader=_Loader)
+    lines = dict(_lines(node)) if node is not None else {}
+    return [
+        Problem(lines.get(path, 1), ".".join(map(str, path)), value, allowed)
+        for path, value, allowed in problems
+    ]
 
 
 def _read(path: Path) -> str:
