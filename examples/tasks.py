@@ -71,8 +71,8 @@ def tickets() -> Task:
         prompt="Ticket: {input}\nAnswer:",
         max_input_chars=600,
         traffic=rows[:500],
-        test=rows[500:610],
-        live=rows[610:],
+        test=rows[500:680],
+        live=rows[680:],
         shifted=shifted,
         shift="tickets about another product line, point-of-sale hardware",
     )

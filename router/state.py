@@ -8,7 +8,7 @@ from pathlib import Path
 
 from router import policy_file
 from router.backends import Backends
-from router.errors import PolicyError
+from router.errors import PolicyError, Problem
 from router.exchange import InForce
 from router.home import Home
 from router.metrics import RouterMetrics
@@ -33,6 +33,14 @@ class PolicyState:
         loaded = policy_file.load(
             self._policy, self._home.rollouts, self._home.adapters / "difficulty"
         )
+        if loaded.policy.keys is not None:
+            problem = Problem(
+                1,
+                "keys",
+                None,
+                "API keys are not checked yet; leave it out, and let only trusted callers reach the port",
+            )
+            raise PolicyError(loaded.source, [problem])
         force = InForce(loaded, Backends.of(loaded.policy, before.backends if before else None))
         self.loaded_at = time.time()
         self._metrics.policy_loaded_at.set(self.loaded_at)

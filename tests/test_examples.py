@@ -69,7 +69,7 @@ def test_no_ticket_holds_an_address_that_could_be_somebodys() -> None:
 def test_the_task_asks_no_test_row_and_trains_on_no_live_row() -> None:
     task = tickets()
     parts = [{r.id for r in part} for part in (task.traffic, task.test, task.live, task.shifted)]
-    assert [len(p) for p in parts][:2] == [500, 110]
+    assert [len(p) for p in parts][:2] == [500, 180]
     assert len(set.union(*parts)) == sum(map(len, parts))
 
 

@@ -47,7 +47,7 @@ class FitConfig(BaseModel):
 
     engine: Literal["label"] = "label"
     """`label`: short answers (labels, small JSON), fast on a CPU."""
-    epochs: int = Field(default=5, ge=1, le=100)
+    epochs: int = Field(default=4, ge=1, le=100)
     """Passes over the training rows."""
     batch_size: int = Field(default=8, ge=1)
     patience: int = Field(default=2, ge=1)
