@@ -79,6 +79,14 @@ class KeyValueCache:
         for layer in self._layers:
             layer[:, target, :, :tokens] = layer[:, source, :, :tokens]
 
+    def clear_values(self, row: int, begin: int, end: int) -> None:
+        """Zero a row's values that no token owns any more.
+
+        A shorter row in its place reads them with weight 0, and 0 times a NaN that was left there is NaN.
+        """
+        for layer in self._layers:
+            layer[1, row, :, begin:end] = 0
+
     def copy_out(self, row: int, tokens: int) -> torch.Tensor:
         """A row's first tokens: [layers, 2, g, tokens, e]."""
         return torch.stack([layer[:, row, :, :tokens] for layer in self._layers])

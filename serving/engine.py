@@ -120,11 +120,14 @@ class Engine:
         last = self._rows.pop()
         if last is not row:
             self._cache.move(len(self._rows), number, last.cached)
+            self._cache.clear_values(number, last.cached, row.cached)
             self._rows[number] = last
+        self._cache.clear_values(len(self._rows), 0, last.cached)
 
     def clear(self) -> list[Row]:
-        """Take all rows out, after a step that failed."""
+        """Take all rows out, after a step that failed; what it left in the cache goes with them."""
         rows, self._rows = self._rows, []
+        self._cache = self.decoder.new_cache()
         return rows
 
     def forget(self, adapter_id: str) -> None:

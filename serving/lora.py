@@ -4,6 +4,7 @@ Rows of a batch are ordered by adapter, so an adapter's tokens are one slice: tw
 no gather of A and B for each token. Knows the projections' names, no queue and no HTTP.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ FUSED = {
     "down": ("down_proj",),
 }
 """The engine's projections, each made of these modules side by side."""
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,16 @@ def load_lora(
 ) -> LoraWeights:
     """Read a checked PEFT folder.
 
+    A layer that has no tensors for a module keeps the base model's there, also when `target_modules` names the module
+    (PEFT's `layers_to_transform` makes such adapters).
+
     Args:
         widths: module → (inputs, outputs) of the base model.
         num_layers: of the base model.
 
     Raises:
-        BrokenAdapter: a tensor that the base model has no place for, a wrong shape, or a kind of LoRA that is not served.
+        BrokenAdapter: a tensor that the base model has no place for, a wrong shape, values that are not
+            finite, or a kind of LoRA that is not served.
     """
     config = check_folder(folder)
     for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"):
@@ -77,7 +84,12 @@ def load_lora(
             raise BrokenAdapter(
                 f"adapter {adapter_id}: {name} is {list(tensor.shape)}, the base model needs {list(wanted)}"
             )
-        found.setdefault((layer, module), {})[half] = tensor.float()
+        exact = tensor.float()
+        if not bool(torch.isfinite(exact * scale if half == "lora_B" else exact).all()):
+            raise BrokenAdapter(
+                f"adapter {adapter_id}: {name} holds values that are not finite (NaN, infinity or over float32)"
+            )
+        found.setdefault((layer, module), {})[half] = exact
     layers = tuple(_fuse(layer, found, widths, scale) for layer in range(num_layers))
     size = sum(
         f.a.numel() * 4 + sum(b.numel() * 4 for *_, b in f.parts)
@@ -93,7 +105,7 @@ def _place(name: str) -> tuple[int, str, str] | None:
     if "layers" not in parts or parts[-1] != "weight" or parts[-2] not in ("lora_A", "lora_B"):
         return None
     number = parts[parts.index("layers") + 1]
-    return (int(number), parts[-3], parts[-2]) if number.isdigit() else None
+    return (int(number), parts[-3], parts[-2]) if _NUMBER.fullmatch(number) else None
 
 
 def _fuse(

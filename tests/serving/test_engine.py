@@ -1,7 +1,9 @@
 """The engine against PEFT: every row of a mixed batch gives what its adapter gives alone, token for token."""
 
 import asyncio
+import json
 import random
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from serving import base_model
 from serving.errors import AdapterFailed, GenerationFailed, InvalidRequest, Overloaded
 from serving.generation import Finished, Job, Sampling, TokenOut
-from serving.registry import ManifestFields, Registry
+from serving.lora import load_lora
+from serving.registry import BrokenAdapter, ManifestFields, Registry
 from tests.tiny import random_adapter, tiny_model
 
 with warnings.catch_warnings():
@@ -309,6 +313,55 @@ def test_a_bad_adapter_fails_with_its_reason(
         await worker.stop()
 
     asyncio.run(run())
+
+
+def changed(place: Place, folder: Path, config: dict[str, Any], fill: float | None = None) -> Path:
+    """A copy of adapter a3 with another config, and values of one tensor replaced."""
+    shutil.copytree(place.folders["a3/1"], folder)
+    known = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**known, **config}))
+    if fill is not None:
+        tensors = load_file(folder / "adapter_model.safetensors")
+        for name, tensor in tensors.items():
+            if "layers.0" in name and "v_proj.lora_B" in name:
+                tensor.fill_(fill)
+        save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_weights_that_are_not_finite_are_refused(
+    place: Place, tmp_path: Path, value: float
+) -> None:
+    folder = changed(place, tmp_path / "a", {}, value)
+    decoder = place.worker()._engine.decoder
+    with pytest.raises(BrokenAdapter, match=r"v_proj\.lora_B.* not finite"):
+        load_lora("bad/1", folder, decoder.widths(), decoder.num_layers)
+
+
+@pytest.mark.parametrize("leaves", ["the last row", "a row before"])
+def test_a_row_reads_nothing_of_the_one_that_had_its_number(place: Place, leaves: str) -> None:
+    """Values of finite weights can overflow to NaN too: what a row leaves behind must not reach the next one."""
+    engine = place.worker()._engine
+    keep = engine.start(job(place, "hello", None, 40, ignore_eos=True), None, None, 0.0)
+    gone = engine.start(job(place, "where is my order " * 6, None, 40), None, None, 0.0)
+    order = [keep, gone] if leaves == "the last row" else [gone, keep]
+    for row in order:
+        engine.add(row)
+    engine.step()
+    for number in range(engine._cache.num_rows):
+        if number < 2 and order[number] is gone:
+            for layer in range(engine.decoder.num_layers):
+                engine._cache.layer(layer)[1][number, :, : gone.cached] = float("nan")
+    engine.remove(gone)
+    longer = engine.start(job(place, "I want a refund " * 9, None, 40), None, None, 0.0)
+    short = engine.start(job(place, "refund", None, 40), None, None, 0.0)
+    for row in (short, longer):
+        engine.add(row)
+    for _ in range(6):
+        engine.step()
+    assert short.generated == place.alone(None, place.ids("refund"), 6)
+    assert keep.generated[:7] == place.alone(None, place.ids("hello"), 7)
 
 
 def test_limits_are_refused_with_numbers(place: Place) -> None:
