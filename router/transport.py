@@ -115,6 +115,8 @@ class _Connection(asyncio.Protocol):
         self._failure: BackendError | None = None
         self._can_write: asyncio.Future[None] | None = None
         self._released = True
+        self._keep_alive = False
+        self._sent_whole = True
         self.closed = False
         self.finished = False
         self.head_complete = False
@@ -176,6 +178,8 @@ class _Connection(asyncio.Protocol):
             return
         self.status = status
         self.head_complete = True
+        if self._can_write is not None and not self._can_write.done():
+            self._can_write.set_result(None)  # answered before it had the whole request
         self._wake()
 
     def on_body(self, body: bytes) -> None:
@@ -190,6 +194,9 @@ class _Connection(asyncio.Protocol):
         if not self.head_complete:  # the end of a 1xx reply
             return
         self.finished = True
+        assert self._parser is not None
+        # Asked here and not later: the parser forgets the reply's framing with the end of it.
+        self._keep_alive = self._parser.should_keep_alive()
         self._wake()
 
     # what the pool and the reply call
@@ -201,7 +208,8 @@ class _Connection(asyncio.Protocol):
         self._held = 0
         self._failure = None
         self._released = False
-        self.finished = self.head_complete = False
+        self.finished = self.head_complete = self._keep_alive = False
+        self._sent_whole = True
         self.headers = []
         self.status = 0
 
@@ -210,10 +218,12 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(data)
 
-    async def drain(self) -> None:
-        """Wait until the backend takes more."""
+    async def drain(self) -> bool:
+        """Wait until the backend takes more; False when it wants no more: it has answered, or is gone."""
         if self._can_write is not None:
             await self._can_write
+        self._sent_whole = not (self.closed or self.head_complete)
+        return self._sent_whole
 
     def take(self) -> bytes | None:
         """The next piece of the body, None when none is there; what failed is raised after the pieces before it."""
@@ -255,8 +265,8 @@ class _Connection(asyncio.Protocol):
             self.finished
             and not self.closed
             and not self._pieces
-            and self._parser is not None
-            and self._parser.should_keep_alive()
+            and self._keep_alive
+            and self._sent_whole
         )
         self._parser = None
         if keep:
@@ -365,7 +375,12 @@ class Pool:
             if isinstance(body, bytes):
                 connection.write(self._head(method, path, headers, len(body)) + body)
             else:
-                await self._send_pieces(connection, method, path, headers, body)
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await self._send_pieces(connection, method, path, headers, body)
+                except TimeoutError as why:
+                    late = f"the request was not taken within {total_seconds:g} s"
+                    raise TimedOut(self.origin.name, late) from why
             first = min(deadline, self.loop.time() + first_byte_seconds)
             while not connection.head_complete:
                 await connection.wait(first, f"no reply within {first_byte_seconds:g} s")
@@ -411,6 +426,7 @@ class Pool:
             if piece:
                 framed = b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
                 connection.write(framed)
-                await connection.drain()
+                if not await connection.drain():
+                    return
         if chunked:
             connection.write(b"0\r\n\r\n")
