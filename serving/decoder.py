@@ -114,6 +114,7 @@ class Decoder:
             )
         if getattr(config, "hidden_act", "silu") != "silu":
             raise OperatorError(f"hidden_act {config.hidden_act!r} is not served; allowed: silu")
+        _refuse_what_is_not_computed(config)
         self.hidden = int(config.hidden_size)
         self.num_heads = int(config.num_attention_heads)
         self.num_kv_heads = int(config.num_key_value_heads)
@@ -225,6 +226,21 @@ class Decoder:
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._normed(q, layer.q_norm), self._normed(k, layer.k_norm)
         return _rotated(q, cos, sin), _rotated(k, cos, sin), v
+
+
+def _refuse_what_is_not_computed(config: Any) -> None:
+    """Settings that change the model's scores and that the step below does not know."""
+    for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        value = getattr(config, key, None)
+        if value:
+            raise OperatorError(f"base model with {key} = {value!r} is not served; allowed: false")
+    window = getattr(config, "sliding_window", None)
+    is_used = getattr(config, "use_sliding_window", True)
+    if is_used and window is not None and window < config.max_position_embeddings:
+        raise OperatorError(
+            f"base model with sliding_window = {window!r} is not served; "
+            f"allowed: null, or max_position_embeddings ({config.max_position_embeddings}) and more"
+        )
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from serving.decoder import Decoder, Slot
+from serving.errors import GenerationFailed
 from serving.generation import Finished, FinishReason, Job, TokenOut
 from serving.grammar import Grammars, Matcher
 from serving.lora import Group, LoraWeights
@@ -55,6 +56,14 @@ class Emitted:
     row: Row
     token: TokenOut
     finished: Finished | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A row that a step could choose no token for; it is taken out, the others go on."""
+
+    row: Row
+    error: GenerationFailed
 
 
 class Engine:
@@ -134,8 +143,8 @@ class Engine:
         """Drop what is stored for an adapter."""
         self._prefixes.forget(adapter_id)
 
-    def step(self) -> list[Emitted]:
-        """One forward pass over all rows, one token for each; finished rows are taken out."""
+    def step(self) -> list[Emitted | Failed]:
+        """One forward pass over all rows, one token for each; rows that finished or failed are taken out."""
         order = sorted(range(len(self._rows)), key=lambda i: self._rows[i].adapter_id or "")
         slots, groups, ids, keep = self._layout(order)
         self._cache.reserve(len(self._rows), max(s.cached + s.stop - s.start for s in slots))
@@ -158,10 +167,13 @@ class Engine:
                 self._prefixes.saw(row.adapter_id, row.job.prompt_ids, i, self._cache)
         chosen = self._choose([self._rows[i] for i in order], torch.stack(last))
         emitted = [
-            self._emit(self._rows[i], choice) for i, choice in zip(order, chosen, strict=True)
+            Failed(self._rows[i], choice)
+            if isinstance(choice, GenerationFailed)
+            else self._emit(self._rows[i], choice)
+            for i, choice in zip(order, chosen, strict=True)
         ]
         for item in emitted:
-            if item.finished is not None:
+            if isinstance(item, Failed) or item.finished is not None:
                 self.remove(item.row)
         return emitted
 
@@ -186,16 +198,24 @@ class Engine:
                 groups.append(Group(start, len(ids), row.weights))
         return slots, tuple(groups), ids, keep
 
-    def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Choice]:
-        chosen = choose_greedy(logits)
+    def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Choice | GenerationFailed]:
+        """Each row's next token, or why it has none: a row's scores are its own matter."""
+        chosen: list[Choice | GenerationFailed] = [*choose_greedy(logits)]
+        are_numbers = torch.isfinite(torch.logsumexp(logits, dim=-1)).tolist()
         for i, row in enumerate(rows):
+            if not are_numbers[i]:
+                chosen[i] = GenerationFailed("the model's scores are not finite")
+                continue
             if row.matcher is None and is_plain(row.job.sampling):
                 continue
-            allowed = row.matcher.allowed() if row.matcher is not None else None
-            chosen[i] = choose(
-                logits[i], row.job.sampling, row.job.prompt_ids, row.generated, row.generator,
-                eos_ids=self.eos_ids, allowed=allowed,
-            )  # fmt: skip
+            try:
+                allowed = row.matcher.allowed() if row.matcher is not None else None
+                chosen[i] = choose(
+                    logits[i], row.job.sampling, row.job.prompt_ids, row.generated, row.generator,
+                    eos_ids=self.eos_ids, allowed=allowed,
+                )  # fmt: skip
+            except (RuntimeError, ValueError) as why:
+                chosen[i] = GenerationFailed(f"no token could be chosen: {why}")
         return chosen
 
     def _emit(self, row: Row, choice: Choice) -> Emitted:

@@ -24,7 +24,10 @@ import fsspec
 import msgspec
 
 SCHEMA = 1
+MAX_RANK = 65_536
+MAX_ALPHA = 1_000_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -88,7 +91,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """The adapter's config, when the folder is a whole LoRA in safetensors.
 
     Raises:
-        BrokenAdapter: a file is missing, pickled, not readable, or a lora_A has no lora_B.
+        BrokenAdapter: a file is missing, pickled, not readable, r or lora_alpha is not a number that works, or a lora_A has
+            no lora_B.
     """
     pickled = [
         p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -105,6 +109,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else config
         raise BrokenAdapter(f"{folder}/adapter_config.json: peft_type = {found!r}; allowed: LORA")
+    _check_scale(folder, config)
     tensors = tensor_names(folder / "adapter_model.safetensors")
     alone = {n.replace(".lora_A.", ".lora_B.") for n in tensors if ".lora_A." in n} ^ {
         n for n in tensors if ".lora_B." in n
@@ -115,6 +120,32 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"{folder}/adapter_model.safetensors: {missing} or its other half is missing"
         )
     return config
+
+
+def _check_scale(folder: Path, config: dict[str, Any]) -> None:
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+        raise BrokenAdapter(
+            f"{folder}/adapter_config.json: r = {rank!r:.40}; allowed: 1 to {MAX_RANK}"
+        )
+    if type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:
+        raise BrokenAdapter(
+            f"{folder}/adapter_config.json: lora_alpha = {alpha!r:.40}; allowed: a number up to {MAX_ALPHA}"
+        )
+
+
+def check_digest(ref: AdapterRef, folder: Path, digest: str) -> None:
+    """The weights are those that were published.
+
+    Raises:
+        BrokenAdapter: another SHA-256 than the manifest's.
+    """
+    with (folder / "adapter_model.safetensors").open("rb") as source:
+        found = hashlib.file_digest(source, "sha256").hexdigest()
+    if found != digest:
+        raise BrokenAdapter(
+            f"adapter {ref.id}: adapter_model.safetensors has SHA-256 {found}, its manifest says {digest}"
+        )
 
 
 def tensor_names(file: Path) -> set[str]:
@@ -155,7 +186,7 @@ class Registry:
         refs = []
         for path in found:
             name, version = path.split("/")[-3:-1]
-            if version.isdigit() and _NAME.fullmatch(name):
+            if _VERSION.fullmatch(version) and _NAME.fullmatch(name):
                 refs.append(AdapterRef(name, int(version)))
         return sorted(refs)
 
@@ -166,11 +197,13 @@ class Registry:
             UnknownAdapter: not a name in this registry.
         """
         name, _, version = adapter_id.partition("/")
-        if not _NAME.fullmatch(name) or not (version in ("", "latest") or version.isdigit()):
+        if not _NAME.fullmatch(name) or not (
+            version in ("", "latest") or _VERSION.fullmatch(version)
+        ):
             raise UnknownAdapter(
-                f"adapter {adapter_id!r}: allowed: NAME, NAME/latest or NAME/NUMBER of the registry {self.root}"
+                f"adapter {adapter_id[:100]!r}: allowed: NAME, NAME/latest or NAME/NUMBER of the registry {self.root}"
             )
-        if version.isdigit():
+        if version not in ("", "latest"):
             ref = AdapterRef(name, int(version))
             if not self._fs.exists(self._path(ref, "manifest.json")):
                 raise UnknownAdapter(f"adapter {adapter_id!r} is not in the registry {self.root}")

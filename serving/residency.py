@@ -44,7 +44,7 @@ class Residency:
                 free += self._sizes[adapter]
         if free < size:
             return Admission(
-                refusal=f"needs {size} bytes, {free} of {self.budget_bytes} can be freed: the rest is in use"
+                refusal=f"needs {size} bytes, {free} of {self.budget_bytes} can be freed: the rest is in use or pinned"
             )
         return Admission(tuple(going))
 

@@ -60,6 +60,9 @@ def choose(
         logits: [vocabulary].
         generator: the row's own, None for a greedy row.
         allowed: [vocabulary] bool of tokens that a grammar allows; None allows all.
+
+    Raises:
+        ValueError: no token is left to choose.
     """
     logprobs = torch.log_softmax(logits, dim=-1)
     scores = logits.clone()
@@ -68,6 +71,8 @@ def choose(
     if sampling.ignore_eos:
         scores[list(eos_ids)] = float("-inf")
     _penalise(scores, sampling, prompt_ids, generated)
+    if not bool(torch.isfinite(torch.logsumexp(scores, dim=-1))):
+        raise ValueError("no token is allowed, or the scores are not finite")
     if sampling.greedy or generator is None:
         token = int(scores.argmax())
     else:

@@ -12,10 +12,23 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from serving import base_model
-from serving.errors import AdapterFailed, GenerationFailed, InvalidRequest, Overloaded
+from serving.decoder import Decoder
+from serving.errors import (
+    AdapterFailed,
+    GenerationFailed,
+    InvalidRequest,
+    OperatorError,
+    Overloaded,
+)
 from serving.generation import Finished, Job, Sampling, TokenOut
 from serving.lora import load_lora
 from serving.registry import BrokenAdapter, ManifestFields, Registry
@@ -285,6 +298,9 @@ def test_a_schema_and_a_choice_are_kept(place: Place) -> None:
         pytest.param("foreign/1", "was made for base model", id="made for another base model"),
         pytest.param("broken/1", "not a whole safetensors file", id="cut off"),
         pytest.param("wide/1", "no place for", id="more layers than the base model"),
+        pytest.param("swapped/1", "its manifest says", id="weights that were not published"),
+        pytest.param("rankless/1", "r = None; allowed", id="no rank"),
+        pytest.param("dtype/1", "cannot be read: .*NO_SUCH", id="an error nobody thought of"),
     ],
 )
 def test_a_bad_adapter_fails_with_its_reason(
@@ -297,6 +313,22 @@ def test_a_bad_adapter_fails_with_its_reason(
         ref = place.registry.publish("broken", folder, place.fields(4, MODULES[0]), {})
         weights = place.registry.open_local(ref) / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-10])
+    if adapter == "swapped/1":
+        ref = place.registry.publish("swapped", folder, place.fields(4, MODULES[0]), {})
+        weights = place.registry.open_local(ref) / "adapter_model.safetensors"
+        save_file({n: t + 1 for n, t in load_file(weights).items()}, weights)
+    if adapter == "rankless/1":
+        ref = place.registry.publish("rankless", folder, place.fields(4, MODULES[0]), {})
+        config = place.registry.open_local(ref) / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "r": None}))
+    if adapter == "dtype/1":
+        ref = place.registry.publish("dtype", folder, place.fields(4, MODULES[0]), {})
+        weights = place.registry.open_local(ref) / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes().replace(b'"dtype":"F32"', b'"dtype":"NO_SUCH"', 1))
+        data = weights.read_bytes()
+        weights.write_bytes(
+            (int.from_bytes(data[:8], "little") + 4).to_bytes(8, "little") + data[8:]
+        )
     if adapter == "wide/1":
         tiny_model(tmp_path / "wide", num_layers=5)
         wide = random_adapter(tmp_path / "wide", tmp_path / "w", 9, MODULES[0])
@@ -398,6 +430,157 @@ def test_adapters_over_the_memory_budget_are_evicted_least_recently_used_first(
             assert [t.id for t in tokens] == place.alone(adapter, place.ids("hello"), 6)
         assert "a2/1" not in worker.resident()
         assert worker.resident()[-1] == "a3/1"
+        await worker.stop()
+
+    asyncio.run(run())
+
+
+def test_a_full_budget_makes_requests_wait_and_starves_none(place: Place) -> None:
+    """Room for one or two of four adapters, all asked for at once, two of them again and again."""
+
+    async def run() -> None:
+        worker = place.worker(adapter_memory_bytes=60_000, max_batch=4)
+        await worker.start()
+
+        async def ask(adapter: str, count: int) -> None:
+            tokens, _ = await whole(worker, job(place, "hello", adapter, count, ignore_eos=True))
+            assert len(tokens) == count
+
+        busy = [asyncio.create_task(ask(a, 20)) for _ in range(3) for a in list(place.folders)[:3]]
+        load = asyncio.create_task(worker.load("a1/1"))
+        await asyncio.wait_for(asyncio.gather(*busy, load), 20)
+        with pytest.raises(AdapterFailed, match="the budget is 60000"):
+            await ask("a3/1", 1)
+        await worker.stop()
+
+    asyncio.run(run())
+
+
+def test_an_adapter_gets_in_although_others_are_always_busy(place: Place) -> None:
+    async def run() -> None:
+        worker = place.worker(adapter_memory_bytes=50_000)
+        await worker.start()
+        is_over = asyncio.Event()
+
+        async def keep_busy() -> None:
+            while not is_over.is_set():
+                await whole(worker, job(place, "hello", "a0/1", 8, ignore_eos=True))
+
+        busy = [asyncio.create_task(keep_busy()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        tokens, _ = await asyncio.wait_for(whole(worker, job(place, "hello", "a1/1", 6)), 10)
+        assert [t.id for t in tokens] == place.alone("a1/1", place.ids("hello"), 6)
+        is_over.set()
+        await asyncio.wait_for(asyncio.gather(*busy), 10)
+        await worker.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_fail_their_row_alone(place: Place, value: float) -> None:
+    async def run() -> None:
+        worker = place.worker()
+        await worker.start()
+        bad = place.base.tokenizer.encode("x")[0]
+        step = worker._engine.decoder.step
+
+        def poisoned(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+            logits = step(ids, *rest).clone()
+            for i, place_ in enumerate(rest[3].tolist()):
+                if int(ids[place_]) == bad:
+                    logits[i, 3] = value
+            return logits
+
+        worker._engine.decoder.step = poisoned  # type: ignore[method-assign]
+        good = job(place, "hello", None, 12)
+        found = await asyncio.gather(
+            whole(worker, good),
+            whole(worker, job(place, "x", None, do_sample=True, temperature=1.0)),
+            whole(worker, job(place, "x", None)),
+            return_exceptions=True,
+        )
+        assert isinstance(found[0], tuple)
+        assert [t.id for t in found[0][0]] == place.alone(None, good.prompt_ids, 12)
+        assert all(isinstance(f, GenerationFailed) for f in found[1:])
+        await worker.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        (LlamaConfig, {"attention_bias": True}, "attention_bias = True"),
+        (LlamaConfig, {"mlp_bias": True}, "mlp_bias = True"),
+        (MistralConfig, {"sliding_window": 32}, "sliding_window = 32"),
+        (MistralConfig, {"sliding_window": 64}, None),
+        (MistralConfig, {"sliding_window": None}, None),
+        (Qwen2Config, {"use_sliding_window": True, "sliding_window": 32}, "use_sliding_window = True"),
+        (Qwen2Config, {"use_sliding_window": False, "sliding_window": 32}, None),
+    ],
+)  # fmt: skip
+def test_a_base_model_that_would_be_computed_wrongly_is_refused(
+    kind: Any, setting: dict[str, Any], message: str | None
+) -> None:
+    config = kind(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64, **setting,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    if message is None:
+        assert Decoder(model).num_layers == 1
+    else:
+        with pytest.raises(OperatorError, match=message):
+            Decoder(model)
+
+
+def test_a_worker_starts_again(place: Place) -> None:
+    async def run() -> None:
+        worker = place.worker()
+        await worker.start()
+        running = asyncio.create_task(
+            whole(worker, job(place, "hello", "a0/1", 400, ignore_eos=True))
+        )
+        while not worker.num_running:
+            await asyncio.sleep(0.01)
+        await worker.stop()
+        with pytest.raises(GenerationFailed, match="stopping"):
+            await running
+        with pytest.raises(GenerationFailed, match="does not run"):
+            await worker.load("a1/1")
+        await worker.start()
+        tokens, _ = await whole(worker, job(place, "hello", "a1/1"))
+        assert [t.id for t in tokens] == place.alone("a1/1", place.ids("hello"), 12)
+        await worker.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("where", ["_admit", "_evict"])
+def test_an_error_between_steps_fails_who_waits_and_the_engine_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    async def run() -> None:
+        worker = place.worker()
+        await worker.start()
+        await worker.load("a0/1")
+
+        def broken(*arguments: Any) -> None:
+            raise RuntimeError("injected")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(worker, where, broken)
+            waits = (
+                whole(worker, job(place, "hello", "a0/1"))
+                if where == "_admit"
+                else worker.unload("a0/1")
+            )
+            with pytest.raises(GenerationFailed, match="injected"):
+                await asyncio.wait_for(waits, 10)
+        assert worker.is_alive
+        tokens, _ = await whole(worker, job(place, "hello", "a0/1"))
+        assert [t.id for t in tokens] == place.alone("a0/1", place.ids("hello"), 12)
         await worker.stop()
 
     asyncio.run(run())

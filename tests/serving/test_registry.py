@@ -38,7 +38,21 @@ def test_versions_count_up_and_resolve(tmp_path: Path, adapter: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nobody", "mail/9", "mail/x", "../mail", "/etc", "mail/../mail", "", "mail/1/2"]
+    "name",
+    [
+        "nobody",
+        "mail/9",
+        "mail/x",
+        "../mail",
+        "/etc",
+        "mail/../mail",
+        "",
+        "mail/1/2",
+        "mail/²",
+        "mail/0",
+        "mail/01",
+        "mail/" + "1" * 5000,
+    ],
 )
 def test_other_names_are_unknown(tmp_path: Path, adapter: Path, name: str) -> None:
     registry = Registry(tmp_path / "registry")
@@ -71,11 +85,18 @@ def test_publishers_at_once_get_numbers_of_their_own(tmp_path: Path, adapter: Pa
         pytest.param(
             "other kind", "peft_type = 'IA3'; allowed: LORA", id="another kind of adapter"
         ),
+        pytest.param({"r": None}, r"r = None; allowed: 1 to 65536", id="no rank"),
+        pytest.param({"r": 0}, r"r = 0; allowed: 1 to 65536", id="rank 0"),
+        pytest.param({"r": True}, r"r = True; allowed: 1 to 65536", id="rank that is no number"),
+        pytest.param(
+            {"lora_alpha": "16"}, r"lora_alpha = '16'; allowed: a number", id="alpha text"
+        ),
+        pytest.param({"lora_alpha": float("nan")}, r"lora_alpha = nan; allowed", id="alpha NaN"),
         pytest.param("cut", "not a whole safetensors file", id="weights cut off"),
     ],
 )
 def test_a_broken_folder_is_refused(
-    tmp_path: Path, adapter: Path, change: str, message: str
+    tmp_path: Path, adapter: Path, change: str | dict[str, object], message: str
 ) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
@@ -90,6 +111,8 @@ def test_a_broken_folder_is_refused(
         config.unlink()
     elif change == "other kind":
         config.write_text(json.dumps({**json.loads(config.read_text()), "peft_type": "IA3"}))
+    elif isinstance(change, dict):
+        config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     else:
         weights.write_bytes(weights.read_bytes()[:-7])
     with pytest.raises(BrokenAdapter, match=message):
