@@ -123,7 +123,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def _check_scale(folder: Path, config: dict[str, Any]) -> None:
-    rank, alpha = config.get("r"), config.get("lora_alpha")
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:
         raise BrokenAdapter(
             f"{folder}/adapter_config.json: r = {rank!r:.40}; allowed: 1 to {MAX_RANK}"

@@ -462,12 +462,14 @@ def test_an_adapter_gets_in_although_others_are_always_busy(place: Place) -> Non
         await worker.start()
         is_over = asyncio.Event()
 
-        async def keep_busy() -> None:
+        async def keep_busy(first: int) -> None:
+            count = first  # rows that never end together
             while not is_over.is_set():
-                await whole(worker, job(place, "hello", "a0/1", 8, ignore_eos=True))
+                await whole(worker, job(place, "hello", "a0/1", count, ignore_eos=True))
+                count = 150
 
-        busy = [asyncio.create_task(keep_busy()) for _ in range(3)]
-        await asyncio.sleep(0.05)
+        busy = [asyncio.create_task(keep_busy(first)) for first in (50, 100, 150)]
+        await asyncio.sleep(0.1)
         tokens, _ = await asyncio.wait_for(whole(worker, job(place, "hello", "a1/1", 6)), 10)
         assert [t.id for t in tokens] == place.alone("a1/1", place.ids("hello"), 6)
         is_over.set()
