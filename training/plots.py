@@ -106,7 +106,7 @@ def hybrid_curve(
     if chosen is not None:
         share, accuracy, (low, high) = chosen
         axes.errorbar(
-            [100 * share], [100 * accuracy], yerr=[[100 * (accuracy - low)], [100 * (high - accuracy)]],
+            [100 * share], [100 * accuracy], yerr=[[max(0.0, 100 * (accuracy - low))], [max(0.0, 100 * (high - accuracy))]],
             fmt="o", color="black", capsize=4, zorder=5,
             label=f"cut fixed on validation: {100 * accuracy:.1f} at {100 * share:.0f} % handed over",
         )  # fmt: skip
