@@ -559,7 +559,7 @@ def test_a_worker_starts_again(place: Place) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("where", ["_admit", "_evict"])
+@pytest.mark.parametrize("where", ["_admit", "evict"])
 def test_an_error_between_steps_fails_who_waits_and_the_engine_goes_on(
     place: Place, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -572,7 +572,7 @@ def test_an_error_between_steps_fails_who_waits_and_the_engine_goes_on(
             raise RuntimeError("injected")
 
         with monkeypatch.context() as patch:
-            patch.setattr(worker, where, broken)
+            patch.setattr(worker if where == "_admit" else worker._adapters, where, broken)
             waits = (
                 whole(worker, job(place, "hello", "a0/1"))
                 if where == "_admit"
