@@ -24,7 +24,8 @@ def seconds(value: Any) -> float:
         raise ValueError(
             'allowed: a duration with its unit, such as "250ms", "2s", "5m", "1h" or "7d"'
         )
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    # 51 ms is 0.051 s, not 0.051000000000000004: a policy dumped and loaded again is equal.
+    return round(sum(float(number) * _UNITS[unit] for number, unit in parts), 9)
 
 
 def fraction(value: Any) -> float:
