@@ -113,7 +113,7 @@ def jigsaw(folder: Path) -> Task:
         live=list(_comments(live))[:120],
         shifted=toxic[:90],
         shift="a brigade: nothing but toxic comments",
-        set_=("epochs=3",),
+        set_=("epochs=3", "max_cut_share=0.4"),  # long comments are cut on purpose: their beginning decides
     )  # fmt: skip
 
 
