@@ -39,6 +39,7 @@ def test_every_command_has_help_with_an_example(command: list[str]) -> None:
     assert "Example:" in done.output
 
 
+@pytest.mark.slow
 def test_doctor_finds_everything_installed() -> None:
     done = run("doctor", "--json")
     found = {check["check"]: check for check in json.loads(done.stdout)}
@@ -77,6 +78,7 @@ def test_up_names_an_occupied_port_and_the_option(tmp_path: Path) -> None:
     assert "--student-port" in done.stderr
 
 
+@pytest.mark.slow
 def test_up_says_which_process_died_and_its_last_words(tmp_path: Path) -> None:
     done = run("up", "--home", str(tmp_path), "--model", str(tmp_path / "no-model"), *ports())
     assert done.returncode == 1

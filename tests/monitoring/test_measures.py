@@ -83,6 +83,7 @@ def ticket_rows(name: str) -> list[Row]:
     return [Row(r["id"], r["text"], r["gold"]["intent"]) for r in rows]
 
 
+@pytest.mark.slow
 def test_windows_without_drift_rarely_alarm() -> None:
     rows = ticket_rows("tickets.jsonl")
     alarms = 0
