@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	@$(VENV)/bin/python -m examples.walkthrough --data $(DATA)
+	@$(VENV)/bin/python -m examples.walkthrough --data $(DATA) $(if $(JIGSAW),--jigsaw $(JIGSAW))
 
 test: install
 	@scripts/test
