@@ -274,6 +274,16 @@ def build(
         seed=chosen.seed,
         frozen={**frozen, **fixed},
     )
+    # A twin of a row that a file holds out is neither trained on nor a test row: it has no gold answer of its own.
+    held = {g for g, (_, row) in zip(groups, ordered, strict=True) if row.fixed is not None}
+    twins = [g in held and row.fixed is None for g, (_, row) in zip(groups, ordered, strict=True)]
+    for (_, row), is_twin in zip(ordered, twins, strict=True):
+        if is_twin:
+            ledger.drop(row, "near-duplicate of a held-out row")
+    ordered = [item for item, is_twin in zip(ordered, twins, strict=True) if not is_twin]
+    keys = [key for key, _ in ordered]
+    groups = [g for g, is_twin in zip(groups, twins, strict=True) if not is_twin]
+    assigned = [s for s, is_twin in zip(assigned, twins, strict=True) if not is_twin]
     examples = list(_examples(ordered, groups, assigned, route.answer, task))
     examples += _balanced_copies(examples, route.answer, chosen.seed)
     counts = Counter(e.split for e in examples)
