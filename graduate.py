@@ -48,7 +48,7 @@ backends:
     kind: lorax
     base_url: {student_url}
 
-routes: {{}}                              # add your task here: docs/policy.md shows one, key by key
+routes: {{}}                              # add your task here: examples/policies/ shows some, key by key
 
 default: {{teacher: {{backend: teacher}}, mode: teacher}}
 """

@@ -454,6 +454,9 @@ def hybrid(story: Story, trained: dict[str, Any]) -> None:
     """Confident answers are the student's, the rest go to the teacher."""
     main = trained["evaluation"]["tests"][0]
     found = main["hybrid"]
+    if found is None:
+        story.note("hybrid", "skipped: a test row has no gold label or no teacher's answer")
+        return
     floor = found["min_confidence"]
     story.tell(
         "Hybrid",

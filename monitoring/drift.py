@@ -186,9 +186,3 @@ def _chi_square(left: np.ndarray, total: np.ndarray) -> np.ndarray:
     expected = total * (left.sum(axis=1, keepdims=True) / total.sum())
     gap = (left - expected) ** 2
     return np.asarray((gap / expected + gap / (total - expected)).sum(axis=1))
-
-
-def class_mix(rows: Sequence[Row]) -> dict[str, float]:
-    """Shares of the answer classes in a window."""
-    counts = Counter(row.answer_class for row in rows if row.answer_class is not None)
-    return {name: n / counts.total() for name, n in counts.most_common()}

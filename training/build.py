@@ -36,9 +36,6 @@ from training.dataset import (
 from training.encode import canonical
 from training.errors import DataError
 
-MIN_CLASS_ROWS = 2
-"""A class with fewer training rows cannot be learned and is reported, not dropped."""
-
 
 @dataclass(frozen=True, slots=True)
 class Row:

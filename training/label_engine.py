@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel
 from torch.nn import functional
 
 from training.encode import Encoded, buckets
-from training.lora import decoder_of, lower_part, upper_part
+from training.lora import lower_part, upper_part
 
 Progress = Callable[[int], None]
 """Told how many more rows are done."""
@@ -184,8 +184,3 @@ def train_epoch(
             optimizer.step()
             schedule.step()
             yield len(chosen), float(loss.detach())
-
-
-def num_layers(adapted: PeftModel) -> int:
-    """Layers of the base model."""
-    return len(decoder_of(adapted).layers)

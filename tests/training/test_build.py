@@ -162,3 +162,22 @@ def test_near_duplicates_are_grouped_and_others_are_not() -> None:
     assert groups[40] == groups[0]
     assert groups[41] == groups[1]
     assert len(set(groups)) == 40
+
+
+def test_a_twin_of_a_held_out_row_is_dropped_and_the_test_set_stays_the_files(
+    tmp_path: Path,
+) -> None:
+    asked = rows(40)
+    text = asked[3].messages[0]["content"] + " again"
+    held = build.Row(
+        "held",
+        ({"role": "user", "content": text},),
+        asked[3].teacher,
+        asked[3].teacher,
+        "file",
+        fixed="test",
+    )
+    options = build.BuildOptions(test_share=0)
+    made = build.build([*asked, held], route(), "mail", tmp_path, query={}, options=options)
+    assert [e.id for e in made.of("test")] == ["held"]
+    assert rules(made) == {"r3": "near-duplicate of a held-out row"}
