@@ -13,14 +13,16 @@ from matplotlib import pyplot as plt
 TEACHER, STUDENT, OTHER = "#b45309", "#1d4ed8", "#6b7280"
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def figure_of(width: float, height: float) -> tuple[Any, Any]:
+    """A figure in the house manner, inches, and its axes."""
     figure, axes = plt.subplots(figsize=(width, height), dpi=130, layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write and close."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)
@@ -31,7 +33,7 @@ def loss_curve(log: Path, path: Path) -> None:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     epochs = [line for line in lines if "validation_loss" in line]
-    figure, axes = _figure(6.4, 3.6)
+    figure, axes = figure_of(6.4, 3.6)
     smooth: list[float] = []
     for line in steps:
         smooth.append(0.8 * smooth[-1] + 0.2 * line["loss"] if smooth else line["loss"])
@@ -45,7 +47,7 @@ def loss_curve(log: Path, path: Path) -> None:
     )
     axes.set(yscale="log", xlabel="rows seen", ylabel="cross-entropy, nats a token")
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion(
@@ -67,7 +69,7 @@ def confusion(
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(classes)), classes, fontsize=8)
     axes.set(xlabel="answer", ylabel="reference", title=title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def hybrid_curve(
@@ -87,7 +89,7 @@ def hybrid_curve(
         chosen: share, accuracy and interval of the cut fixed on validation.
         reference: what accuracy is measured against, `gold` or `teacher`.
     """
-    figure, axes = _figure(6.4, 4.0)
+    figure, axes = figure_of(6.4, 4.0)
     axes.plot(
         [100 * s for s in shares],
         [100 * a for a in accuracies],
@@ -116,4 +118,4 @@ def hybrid_curve(
         title=title,
     )
     axes.legend(frameon=False, loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
