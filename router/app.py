@@ -1,7 +1,4 @@
-"""The router's two applications: callers' (`/v1/*`, health) and the operators' on a port of its own.
-
-The operators' port is never exposed with the callers': policy, metrics and readiness are not for everybody.
-"""
+"""The callers' application: `/v1/*` and health; and one router process wired together."""
 
 import asyncio
 import contextlib
@@ -14,20 +11,24 @@ from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from router import policy_file, wire
-from router.exchange import Services
+from router import wire
+from router.admission import Admission
+from router.errors import CallerError
 from router.home import Home
-from router.hot import HotRoute, Receive, Scope, Send
+from router.hot import HotRoute, Receive, Scope, Send, refusal
+from router.limits import Buckets
 from router.metrics import RouterMetrics
+from router.openapi import error_responses, hot_paths
 from router.records import Feedback
+from router.services import Services
 from router.settings import RouterSettings
 from router.shadow import ShadowSet
 from router.state import PolicyState
+from router.tracing import Tracing
 from router.traffic import TrafficLog
 
 
@@ -78,20 +79,47 @@ class Router:
         metrics = RouterMetrics(registry or CollectorRegistry())
         home = Home(settings.home)
         log = TrafficLog(home.traffic, fsync_seconds=settings.fsync_seconds)
-        state = PolicyState(settings.policy, home, metrics)
+        state = PolicyState(
+            settings.policy, home, metrics, needs_keys=settings.needs_keys, workers=settings.workers
+        )
         boot, numbers = os.urandom(6).hex(), itertools.count(1)
         services = Services(
             log,
             metrics,
-            ShadowSet(),
+            ShadowSet(workers=settings.workers),
+            Admission(Buckets(home.limits)),
             lambda: f"{boot}-{next(numbers):x}",
             next_draw or random.Random().random,
+            tracing=Tracing.from_environment(),
         )
         return cls(settings, state, services)
 
+    def breakers(self) -> dict[str, str]:
+        """Each backend's breaker: `closed`, `open` or `half_open`."""
+        now = asyncio.get_running_loop().time()
+        clients = self.state.force.backends.clients
+        return {name: client.breaker.state(now) for name, client in clients.items()}
+
+    def publish(self) -> None:
+        """Set the gauges of what is looked up, not counted."""
+        metrics = self.services.metrics
+        metrics.log_drops.set(self.services.log.dropped)
+        for name, state in self.breakers().items():
+            metrics.breaker_open.labels(name).set(state != "closed")
+
+    async def watch(self) -> None:
+        """Look at the policy files and publish, again and again, for ever."""
+        while True:
+            await asyncio.sleep(self.settings.reload_seconds)
+            self.state.reload_if_changed()
+            self.publish()
+
     def close(self) -> None:
-        """Close the log and idle connections."""
+        """Close the log, the callers' limits, the traces and idle connections."""
         self.services.log.close()
+        self.services.admission.close()
+        if self.services.tracing is not None:
+            self.services.tracing.close()
         for client in self.state.force.backends.clients.values():
             client.close()
 
@@ -133,9 +161,17 @@ def _caller_rest(router: Router) -> FastAPI:
         """May have traffic."""
         return "ready"
 
-    @app.post("/v1/feedback", status_code=202)
-    async def feedback(said: FeedbackBody) -> dict[str, bool]:
+    @app.exception_handler(CallerError)
+    async def refused(request: Request, why: CallerError) -> Response:
+        router.services.metrics.refusals.labels(str(why.status)).inc()
+        headers, body = refusal(why)
+        return Response(body, why.status, {n.decode(): v.decode() for n, v in headers})
+
+    @app.post("/v1/feedback", status_code=202, responses=error_responses(400, 401, 429))
+    async def feedback(said: FeedbackBody, request: Request) -> dict[str, bool]:
         """Say how good a reply was, by its request id."""
+        services = router.services
+        services.admission.admit(router.state.force.keys, request.headers, services.now())
         score = said.score
         if score is None and said.thumbs is not None:
             score = 1.0 if said.thumbs == "up" else 0.0
@@ -145,72 +181,21 @@ def _caller_rest(router: Router) -> FastAPI:
         )  # fmt: skip
         return {"logged": router.services.log.append(line)}
 
+    described = app.openapi
+
+    def with_hot_paths() -> dict[str, Any]:
+        found = described()
+        found["paths"].update(hot_paths())
+        return found
+
+    app.openapi = with_hot_paths  # type: ignore[method-assign]
     return app
-
-
-def admin_app(router: Router) -> FastAPI:
-    """Health, readiness, metrics and the policy in force."""
-    app = FastAPI(title="Graduate router: admin", version="1", docs_url="/docs", redoc_url=None)
-    state, services = router.state, router.services
-
-    @app.get("/health", response_class=PlainTextResponse)
-    async def health() -> str:
-        """Alive."""
-        return "ok"
-
-    @app.get("/ready")
-    async def ready() -> JSONResponse:
-        """May have traffic: a policy is in force. A log that drops lines is said here, and does not stop the calls."""
-        body: dict[str, Any] = {"ready": True, "policy": state.force.loaded.digest}
-        if state.error:
-            body["policy_error"] = state.error
-        if services.log.last_error:
-            body["log_error"] = services.log.last_error
-            body["log_dropped"] = services.log.dropped
-        return JSONResponse(body)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """Prometheus text."""
-        services.metrics.log_drops.set(services.log.dropped)
-        for name, client in state.force.backends.clients.items():
-            is_open = client.breaker.state(_loop_time()) != "closed"
-            services.metrics.breaker_open.labels(name).set(is_open)
-        return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/policy")
-    async def policy() -> dict[str, Any]:
-        """The policy and rollouts in force, their digest, and what is wrong with the files if they are bad now."""
-        loaded = state.force.loaded
-        return {
-            "digest": loaded.digest,
-            "source": loaded.source,
-            "loaded_at": state.loaded_at,
-            "error": state.error,
-            "policy": loaded.policy.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-            "rollouts": loaded.rollouts.model_dump(mode="json"),
-            "breakers": {
-                name: client.breaker.state(_loop_time())
-                for name, client in state.force.backends.clients.items()
-            },
-        }
-
-    @app.get("/schema")
-    async def schema() -> dict[str, Any]:
-        """JSON Schema of policy.yaml."""
-        return policy_file.json_schema()
-
-    return app
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
 
 
 @contextlib.asynccontextmanager
 async def running(router: Router) -> AsyncIterator[None]:
     """The router's background work: watching the policy; at the end shadows are drained and the log is closed."""
-    watching = asyncio.create_task(router.state.watch(router.settings.reload_seconds))
+    watching = asyncio.create_task(router.watch())
     try:
         yield
     finally:

@@ -26,9 +26,13 @@ MAX_RETRY_AFTER_SECONDS = 10.0
 class BackendClient:
     """One backend. Belongs to the event loop that it was made in."""
 
-    def __init__(self, name: str, config: Backend, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, name: str, config: Backend, tls: ssl.SSLContext | None = None, *, workers: int = 1
+    ) -> None:
         self.name = name
         self.config = config
+        self.max_in_flight = max(1, config.max_concurrency // workers)
+        """This process's part of the backend's bound."""
         self.breaker = CircuitBreaker(config.breaker)
         self.in_flight = 0
         self._pool = Pool(Origin.parse(name, config.base_url), tls)
@@ -97,10 +101,9 @@ class BackendClient:
         body: bytes | AsyncIterable[bytes],
     ) -> Reply:
         timeout = self.config.timeout
-        if self.in_flight >= self.config.max_concurrency:
+        if self.in_flight >= self.max_in_flight:
             raise Overloaded(
-                self.name,
-                f"{self.in_flight} calls in flight, the bound is {self.config.max_concurrency}",
+                self.name, f"{self.in_flight} calls in flight, the bound is {self.max_in_flight}"
             )
         if not self.breaker.may_try(self._loop.time()):
             raise BreakerOpen(self.name, "too many failures lately; left alone for a while")
@@ -147,13 +150,19 @@ class Backends:
     clients: dict[str, BackendClient]
 
     @classmethod
-    def of(cls, policy: Policy, before: "Backends | None" = None) -> "Backends":
-        """Clients for a policy; those whose settings did not change keep connections and breaker."""
+    def of(
+        cls, policy: Policy, before: "Backends | None" = None, *, workers: int = 1
+    ) -> "Backends":
+        """Clients for a policy; those whose settings did not change keep connections and breaker.
+
+        Args:
+            workers: processes that share each backend's `max_concurrency`.
+        """
         old = before.clients if before else {}
         clients = {
             name: old[name]
             if name in old and old[name].config == config
-            else BackendClient(name, config)
+            else BackendClient(name, config, workers=workers)
             for name, config in policy.backends.items()
         }
         return cls(clients)

@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from router import policy_commands
+from router import keys_commands, policy_commands
 
 app = typer.Typer(
     no_args_is_help=True,
     help="The front door: decides teacher, student or both, and logs what happened.",
 )
 policy_commands.register(app)
+app.add_typer(keys_commands.app, name="keys")
 err = Console(stderr=True)
 
 
@@ -29,10 +30,27 @@ def serve(
     admin_port: Annotated[
         int, typer.Option(help="Port for operators: metrics, policy.", min=0, max=65535)
     ] = 9080,
+    workers: Annotated[
+        int, typer.Option(help="Processes that share the port; one a core.", min=1, max=128)
+    ] = 1,
+    open_: Annotated[
+        bool,
+        typer.Option(
+            "--open",
+            help="Let callers in without keys although --host is not loopback: the network must keep others out.",
+        ),
+    ] = False,
     drain: Annotated[
         float, typer.Option(help="Seconds that requests under way may take after SIGTERM.")
     ] = 20.0,
     max_body: Annotated[int, typer.Option(help="Largest request body, bytes.")] = 20 << 20,
+    max_head: Annotated[int, typer.Option(help="Largest request head, bytes.")] = 64 << 10,
+    head_timeout: Annotated[
+        float, typer.Option(help="Seconds that a caller may take for a request's head.")
+    ] = 15.0,
+    body_timeout: Annotated[
+        float, typer.Option(help="Seconds that a caller may pause within a body.")
+    ] = 30.0,
     fsync: Annotated[
         float | None, typer.Option(help="fsync the traffic log at least every so many seconds.")
     ] = None,
@@ -48,7 +66,9 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = RouterSettings(
         policy, home, host, port, admin_host, admin_port,
-        drain_seconds=drain, max_body_bytes=max_body, fsync_seconds=fsync,
+        drain_seconds=drain, max_body_bytes=max_body, max_head_bytes=max_head,
+        head_seconds=head_timeout, body_seconds=body_timeout, workers=workers, open=open_,
+        fsync_seconds=fsync,
     )  # fmt: skip
     err.print(
         f"router on http://{host}:{port}/v1, admin on http://{admin_host}:{admin_port}",

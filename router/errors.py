@@ -95,6 +95,10 @@ class LimitExceeded(CallerError):
     status = 429
     kind = "rate_limit_error"
 
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(message)
+
 
 class BackendError(RouterError):
     """A backend did not give an answer. `word` is what the record says; `retriable` whether another try may help."""

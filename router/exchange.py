@@ -11,24 +11,23 @@ in `decide`, `guard` and `compare`.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from router import guard, redact, wire
-from router.backends import Backends
+from router import guard, wire
+from router.auth import KeyEntry, permit
 from router.compare import compare
 from router.decide import DEFAULT, Decision, decide
 from router.errors import BackendError
-from router.metrics import RouterMetrics
+from router.logged import logged_answer, logged_record
 from router.policy import Log, Route, Student
-from router.policy_file import LoadedPolicy
-from router.records import NO_BODY, Answer, Comparison, LateAnswer, Purpose, Record
-from router.shadow import ShadowSet
+from router.records import Answer, Comparison, LateAnswer, Purpose, Record, ServedBy
+from router.services import InForce, Services
 from router.student import StudentClient
 from router.teacher import TeacherClient, reply_headers
-from router.traffic import TrafficLog
+from router.tracing import Trace, trace_headers
 from router.transport import Header, Reply
 from router.wire import EMPTY_REPLY, RequestView, StreamView, read_reply
 
@@ -40,14 +39,6 @@ EVENTS: tuple[Header, ...] = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class InForce:
-    """A policy and the clients of its backends; a request keeps the one it began with."""
-
-    loaded: LoadedPolicy
-    backends: Backends
 
 
 @dataclass(slots=True)
@@ -64,7 +55,7 @@ class Outgoing:
 class Exchange:
     """One request under way; gathers what its record will say."""
 
-    services: "Services"
+    services: Services
     force: InForce
     request: RequestView
     headers: tuple[Header, ...]
@@ -73,6 +64,8 @@ class Exchange:
     route: Route | None
     began: float
     at: float
+    key: KeyEntry | None = None
+    trace: Trace | None = None
     answers: list[Answer] = field(default_factory=list)
     reason: str = ""
     is_recorded: bool = False
@@ -105,6 +98,7 @@ class Exchange:
             self._route.answer.kind,
             rollout.version if rollout else None,
             purpose,
+            trace_headers(self.headers),
         )
 
     async def reply(self) -> Outgoing:
@@ -330,10 +324,13 @@ class Exchange:
         return self.request.unstreamed() if self.request.stream else self.request
 
     def _late(self, answer: Answer, comparison: Comparison | None) -> None:
-        self.services.count_answer(self.decision.route, answer)
-        self.services.count_comparison(self.decision.route, comparison)
+        self.services.metrics.count_answer(self.decision.route, answer)
+        self.services.metrics.count_comparison(self.decision.route, comparison)
+        if self.trace is not None:
+            now = self.services.now()
+            self.trace.answered(answer, self.request.path, self._kind(answer), now)
         if self.decision.log:
-            kept = _kept(answer, self._log_rule)
+            kept = logged_answer(answer, self._log_rule)
             line = LateAnswer(self.id, self.services.now(), self.decision.route, kept, comparison)
             self.services.log.append(line)
 
@@ -357,21 +354,22 @@ class Exchange:
         self.reason += "; caller went away"
         self._record("none", 499)
 
-    def _record(self, served_by: str, status: int) -> None:
+    def _record(self, served_by: ServedBy, status: int) -> None:
         """Write the record, once, and count."""
         if self.is_recorded:
             return
         self.is_recorded = True
         seconds = time.perf_counter() - self.began
         services, decision = self.services, self.decision
-        services.count_request(decision.route, served_by, status, seconds)
+        services.metrics.count_request(decision.route, served_by, status, seconds)
         for answer in self.answers:
-            services.count_answer(decision.route, answer)
+            services.metrics.count_answer(decision.route, answer)
         comparison = self._online_comparison()
-        services.count_comparison(decision.route, comparison)
-        if not decision.log:
+        services.metrics.count_comparison(decision.route, comparison)
+        self._charge()
+        if not decision.log and self.trace is None:
             return
-        rule, request = self._log_rule, self.request
+        request = self.request
         record = Record(
             id=self.id,
             at=self.at,
@@ -379,26 +377,52 @@ class Exchange:
             mode=decision.mode,
             policy_digest=self.force.loaded.digest,
             arm=decision.arm,
-            served_by=served_by,  # type: ignore[arg-type]
+            served_by=served_by,
             reason=self.reason,
             status=status,
-            answers=tuple(_kept(a, rule) for a in self.answers),
+            answers=tuple(self.answers),
             path=request.path,
             model=request.model,
-            request=_redacted(request.body, rule) if rule.text else NO_BODY,
             draw=decision.draw,
             propensity=decision.propensity,
             shadow_share=decision.shadow_share,
             segment=decision.segment,
             conversation=request.conversation,
-            user=_redacted_text(request.user, rule),
+            user=request.user,
             caller=request.caller,
-            metadata={k: redact.redact(v, rule.redact) for k, v in request.metadata.items()},
+            metadata=request.metadata,
+            headers=self._deciding_headers(),
             stream=request.stream,
             latency_seconds=seconds,
             comparison=comparison,
         )
-        services.log.append(record)
+        if self.trace is not None:
+            self._traced(self.trace, record)
+        if decision.log:
+            services.log.append(logged_record(record, request.body, self._log_rule))
+
+    def _traced(self, trace: Trace, record: Record) -> None:
+        """Spans of the answers on the caller's way, one after the other, and of the whole."""
+        end = record.at + record.latency_seconds
+        for answer in reversed(record.answers):
+            trace.answered(answer, record.path, self._kind(answer), end)
+            end -= answer.latency_seconds
+        trace.end(record)
+
+    def _kind(self, answer: Answer) -> str:
+        return self.force.backends[answer.backend].config.kind
+
+    def _deciding_headers(self) -> dict[str, str]:
+        """The headers that the policy decides by: without them a decision cannot be computed again."""
+        given = self.request.headers
+        return {name: given[name] for name in self.force.loaded.deciding_headers if name in given}
+
+    def _charge(self) -> None:
+        """The reply's tokens off the caller's minute."""
+        if self.key is not None and self.answers:
+            last = self.answers[-1]
+            chars = len(self.request.body) + len(last.text or "")
+            self.services.admission.charge(self.key, last.usage, chars, self.services.now())
 
     def _online_comparison(self) -> Comparison | None:
         """When a fallback made both answer, they are compared at once."""
@@ -415,61 +439,27 @@ class BrokenStream(Exception):
     """The backend's stream broke after the head had gone out: the caller's connection is closed without an end."""
 
 
-@dataclass(slots=True)
-class Services:
-    """What all exchanges share."""
+def begin(
+    services: Services,
+    force: InForce,
+    request: RequestView,
+    headers: Iterable[Header],
+    key: KeyEntry | None = None,
+) -> Exchange:
+    """An exchange with its decision made.
 
-    log: TrafficLog
-    metrics: RouterMetrics
-    shadows: ShadowSet
-    next_id: Callable[[], str]
-    next_draw: Callable[[], float]
-    now: Callable[[], float] = time.time
-
-    def begin(self, force: InForce, request: RequestView, headers: Iterable[Header]) -> Exchange:
-        """An exchange with its decision made."""
-        decision = decide(force.loaded, request, self.next_draw())
-        route = None if decision.route == DEFAULT else force.loaded.policy.routes[decision.route]
-        return Exchange(
-            self, force, request, tuple(headers), self.next_id(), decision, route,
-            time.perf_counter(), self.now(),
-        )  # fmt: skip
-
-    async def http_guard(self, route: Route, request: RequestView, answer: Answer) -> guard.Verdict:
-        """The route's `http` guard rules, if it has any."""
-        if not any(rule.rule == "http" for rule in route.guard.rules):
-            return guard.PASSED
-        from router.http_guard import ask
-
-        return await ask(route.guard.rules, request, answer)
-
-    def count_request(self, route: str, served_by: str, status: int, seconds: float) -> None:
-        """Count a reply."""
-        self.metrics.requests.labels(route, served_by, f"{status // 100}xx").inc()
-        self.metrics.seconds.labels(route, served_by).observe(seconds)
-
-    def count_answer(self, route: str, answer: Answer) -> None:
-        """Count a backend's answer."""
-        outcome = answer.error or ("guard" if answer.verdict else "ok")
-        metrics = self.metrics
-        metrics.answers.labels(route, answer.backend, answer.role, answer.purpose, outcome).inc()
-        metrics.answer_seconds.labels(route, answer.role).observe(answer.latency_seconds)
-        usage = answer.usage
-        if usage.prompt_tokens or usage.completion_tokens:
-            metrics.tokens.labels(route, answer.role, "input").inc(usage.prompt_tokens)
-            metrics.tokens.labels(route, answer.role, "output").inc(usage.completion_tokens)
-        if answer.cost_usd:
-            metrics.cost_usd.labels(route, answer.role).inc(answer.cost_usd)
-
-    def count_comparison(self, route: str, comparison: Comparison | None) -> None:
-        """Count a comparison at once, so that dashboards need not wait for the monitor."""
-        if comparison is None:
-            return
-        if comparison.comparable:
-            result = "agree" if comparison.agree else "disagree"
-        else:
-            result = "teacher_form" if comparison.student_form_ok else "student_form"
-        self.metrics.comparisons.labels(route, result).inc()
+    Raises:
+        Forbidden: the caller's key is not for the route.
+    """
+    decision = decide(force.loaded, request, services.next_draw())
+    if key is not None:
+        permit(key, decision.route)
+    route = None if decision.route == DEFAULT else force.loaded.policy.routes[decision.route]
+    trace = services.tracing.begin(request.path, request.headers) if services.tracing else None
+    return Exchange(
+        services, force, request, trace.replaced(headers) if trace else tuple(headers), services.next_id(),
+        decision, route, time.perf_counter(), services.now(), key, trace,
+    )  # fmt: skip
 
 
 def _is_stream(reply: Reply) -> bool:
@@ -484,30 +474,3 @@ async def _each(events: list[bytes]) -> AsyncIterator[bytes]:
 
 def _header_text(text: str) -> bytes:
     return text.encode("ascii", "replace").replace(b"\n", b" ").replace(b"\r", b" ")[:512]
-
-
-def _kept(answer: Answer, rule: Log) -> Answer:
-    """The answer as the log may keep it: redacted, or without its text."""
-    if not rule.text:
-        return msgspec.structs.replace(answer, text=None, tool_calls=(), body=NO_BODY)
-    if not rule.redact:
-        return answer
-    return msgspec.structs.replace(
-        answer,
-        text=redact.redact(answer.text, rule.redact) if answer.text else answer.text,
-        tool_calls=tuple(
-            msgspec.structs.replace(c, arguments=redact.redact(c.arguments, rule.redact))
-            for c in answer.tool_calls
-        ),
-        body=_redacted(bytes(answer.body), rule) if answer.body else NO_BODY,
-    )
-
-
-def _redacted_text(text: str | None, rule: Log) -> str | None:
-    return redact.redact(text, rule.redact) if text and rule.redact else text
-
-
-def _redacted(body: bytes, rule: Log) -> msgspec.Raw:
-    if not rule.redact:
-        return msgspec.Raw(body)
-    return msgspec.Raw(redact.redact_json(body, rule.redact))

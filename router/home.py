@@ -26,6 +26,11 @@ class Home:
         return self.root / "traffic"
 
     @property
+    def limits(self) -> Path:
+        """Callers' minutes, shared by the router's workers."""
+        return self.root / "limits.bin"
+
+    @property
     def adapters(self) -> Path:
         """The registry of adapters."""
         return self.root / "adapters"

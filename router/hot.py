@@ -6,14 +6,17 @@ OpenAI's error bodies. A caller that goes away cancels what runs for it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
 
 from router import wire
-from router.errors import BackendError, CallerError, TooLarge
-from router.exchange import BrokenStream, InForce, Outgoing, Services
+from router.auth import KeyEntry, permit
+from router.decide import DEFAULT
+from router.errors import BackendError, CallerError, LimitExceeded, TooLarge
+from router.exchange import BrokenStream, Outgoing, begin
+from router.services import InForce, Services
 from router.teacher import reply_headers, request_headers
 from router.transport import Header
 
@@ -82,15 +85,16 @@ class HotRoute:
         except CallerGone:
             return
         except CallerError as why:
-            body = wire.error_body(str(why), why.kind, None, why.field)
-            await _send_whole(send, why.status, [(b"content-type", b"application/json")], body)
+            self._services.metrics.refusals.labels(str(why.status)).inc()
+            await _send_whole(send, why.status, *refusal(why))
 
     async def _decided(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(receive, self._max_body_bytes)
         headers: list[Header] = scope["headers"]
-        known = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-        request = wire.parse(scope["path"], known, body)
-        exchange = self._services.begin(self._in_force(), request, headers)
+        known = _by_name(headers)
+        key = self._admit(known)
+        body = await read_body(receive, self._max_body_bytes)
+        request = wire.parse(scope["path"], known, body, key.name if key else None)
+        exchange = begin(self._services, self._in_force(), request, headers, key)
         watch = _Disconnect(receive)
         try:
             outgoing = await exchange.reply()
@@ -106,8 +110,17 @@ class HotRoute:
         finally:
             watch.stop()
 
+    def _admit(self, headers: Mapping[str, str], route: str | None = None) -> KeyEntry | None:
+        """Whose request it is; before its body is read. None where no keys are in use."""
+        services = self._services
+        key = services.admission.admit(self._in_force().keys, headers, services.now())
+        if key is not None and route is not None:
+            permit(key, route)
+        return key
+
     async def _models(self, scope: Scope, send: Send) -> None:
-        """The teacher's models, and the routes that are chosen by model name."""
+        """The teacher's models, and the routes that are chosen by model name and open to the caller."""
+        key = self._admit(_by_name(scope["headers"]))
         force = self._in_force()
         policy = force.loaded.policy
         client = force.backends[policy.default.teacher.backend]
@@ -116,8 +129,8 @@ class HotRoute:
         )
         routes = [
             {"id": route.match.model, "object": "model", "created": 0, "owned_by": "graduate"}
-            for route in policy.routes.values()
-            if route.match.model
+            for name, route in policy.routes.items()
+            if route.match.model and (key is None or not key.routes or name in key.routes)
         ]
         try:
             reply = await client.send(b"GET", b"/models", sent)
@@ -137,6 +150,7 @@ class HotRoute:
 
     async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Any other request, to the default's teacher: upload and download streamed, nothing looked at."""
+        self._admit(_by_name(scope["headers"]), DEFAULT)
         force = self._in_force()
         policy = force.loaded.policy
         client = force.backends[policy.default.teacher.backend]
@@ -159,6 +173,18 @@ class HotRoute:
             return
         outgoing = Outgoing(reply.status, _with_length(reply.headers))
         await _send_pieces(send, outgoing, reply.stream())
+
+
+def _by_name(headers: list[Header]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+
+
+def refusal(why: CallerError) -> tuple[list[Header], bytes]:
+    """A caller's fault in OpenAI's form: headers and body."""
+    headers = [(b"content-type", b"application/json")]
+    if isinstance(why, LimitExceeded):
+        headers.append((b"retry-after", str(why.retry_after_seconds).encode()))
+    return headers, wire.error_body(str(why), why.kind, None, why.field)
 
 
 def _with_length(headers: list[Header]) -> list[Header]:

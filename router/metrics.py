@@ -1,6 +1,12 @@
-"""What the router counts. Labels come from the policy (route, backend) or from small closed sets, never from a request."""
+"""What the router counts. Labels come from the policy (route, backend, adapter) or from small closed sets, never from a request.
+
+With several workers prometheus_client keeps the values in files (`PROMETHEUS_MULTIPROC_DIR`, set before this module is
+imported), and the admin page adds them up.
+"""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from router.records import Answer, Comparison
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -25,13 +31,20 @@ class RouterMetrics:
         )
         self.answers = Counter(
             "graduate_router_answers",
-            "Answers of backends, by purpose and outcome (ok, or the error's word)",
-            ["route", "backend", "role", "purpose", "outcome"],
+            "Answers of backends, by purpose and outcome (ok, guard, or the error's word)",
+            ["route", "backend", "adapter", "role", "purpose", "outcome"],
             registry=registry,
         )
         self.answer_seconds = Histogram(
             "graduate_router_answer_seconds",
             "How long backends took",
+            ["route", "role"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.first_token_seconds = Histogram(
+            "graduate_router_first_token_seconds",
+            "Until the first piece of a streamed answer",
             ["route", "role"],
             buckets=SECONDS,
             registry=registry,
@@ -70,6 +83,13 @@ class RouterMetrics:
             "graduate_router_log_drops",
             "Lines that the disk refused since the start",
             registry=registry,
+            multiprocess_mode="sum",
+        )
+        self.refusals = Counter(
+            "graduate_router_refusals",
+            "Requests refused before any backend was asked, by the HTTP status",
+            ["status"],
+            registry=registry,
         )
         self.policy_loads = Counter(
             "graduate_router_policy_loads",
@@ -81,16 +101,72 @@ class RouterMetrics:
             "graduate_router_policy_loaded_timestamp_seconds",
             "When the policy in force was loaded",
             registry=registry,
+            multiprocess_mode="livemin",
         )
         self.policy_info = Gauge(
             "graduate_router_policy_info",
             "1 for the digest in force",
             ["digest"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.breaker_open = Gauge(
             "graduate_router_breaker_open",
-            "1 while a backend is left alone",
+            "1 while a backend is left alone (with several workers: by any of them)",
             ["backend"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
+        # Labelled children by what they were looked up with: `labels()` costs more than counting.
+        self._by_reply: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._by_answer: dict[
+            tuple[str, ...], tuple[Counter, Histogram, Counter, Counter, Counter]
+        ] = {}
+
+    def count_request(self, route: str, served_by: str, status: int, seconds: float) -> None:
+        """Count a reply."""
+        key = (route, served_by, status // 100)
+        found = self._by_reply.get(key)
+        if found is None:
+            found = self._by_reply[key] = (
+                self.requests.labels(route, served_by, f"{status // 100}xx"),
+                self.seconds.labels(route, served_by),
+            )
+        found[0].inc()
+        found[1].observe(seconds)
+
+    def count_answer(self, route: str, answer: Answer) -> None:
+        """Count a backend's answer."""
+        outcome = answer.error or ("guard" if answer.verdict else "ok")
+        adapter = answer.adapter or ""
+        key = (route, answer.backend, adapter, answer.role, answer.purpose, outcome)
+        found = self._by_answer.get(key)
+        if found is None:
+            found = self._by_answer[key] = (
+                self.answers.labels(*key),
+                self.answer_seconds.labels(route, answer.role),
+                self.tokens.labels(route, answer.role, "input"),
+                self.tokens.labels(route, answer.role, "output"),
+                self.cost_usd.labels(route, answer.role),
+            )
+        answers, seconds, tokens_in, tokens_out, cost = found
+        answers.inc()
+        seconds.observe(answer.latency_seconds)
+        usage = answer.usage
+        if usage.prompt_tokens or usage.completion_tokens:
+            tokens_in.inc(usage.prompt_tokens)
+            tokens_out.inc(usage.completion_tokens)
+        if answer.cost_usd:
+            cost.inc(answer.cost_usd)
+        if answer.first_token_seconds is not None:
+            self.first_token_seconds.labels(route, answer.role).observe(answer.first_token_seconds)
+
+    def count_comparison(self, route: str, comparison: Comparison | None) -> None:
+        """Count a comparison at once, so that dashboards need not wait for the monitor."""
+        if comparison is None:
+            return
+        if comparison.comparable:
+            result = "agree" if comparison.agree else "disagree"
+        else:
+            result = "teacher_form" if comparison.student_form_ok else "student_form"
+        self.comparisons.labels(route, result).inc()

@@ -22,6 +22,7 @@ from router.errors import PolicyError, Problem
 from router.policy import Policy, Rollouts
 
 KeyPath = tuple[str | int, ...]
+M = typing.TypeVar("M", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,6 +48,8 @@ class LoadedPolicy:
     source: str
     difficulty: Mapping[str, DifficultyModel] = field(default_factory=dict)
     """Scored difficulty models that routes name, by name."""
+    deciding_headers: tuple[str, ...] = ()
+    """Request headers that decisions depend on, in lower case."""
 
 
 def _lines(node: yaml.Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
@@ -173,6 +176,16 @@ def _parse(text: str, source: str, model: type[BaseModel]) -> tuple[Any, dict[Ke
         raise PolicyError(source, _told_once(_problems(why, model, lines, data))) from why
 
 
+def parse(path: Path, model: type[M]) -> M:
+    """A file of ours as its model.
+
+    Raises:
+        PolicyError: it cannot be read, or does not hold; every problem with its line, key path, value and what is allowed.
+    """
+    found, _ = _parse(_read(path), str(path), model)
+    return found  # type: ignore[no-any-return]
+
+
 def _dangling(policy: Policy) -> Iterator[tuple[KeyPath, str, str]]:
     """Names that point at nothing: key path, value, what is allowed."""
     backends = sorted(policy.backends)
@@ -251,7 +264,18 @@ def load(
         problems += _keys_file(policy, path)
         if problems:
             raise PolicyError(str(path), _with_lines(text_of_policy, problems))
-    return LoadedPolicy(policy, rollouts, digest_of(policy, rollouts), str(path), models)
+    digest = digest_of(policy, rollouts)
+    return LoadedPolicy(policy, rollouts, digest, str(path), models, _deciding_headers(policy))
+
+
+def _deciding_headers(policy: Policy) -> tuple[str, ...]:
+    found: set[str] = set()
+    for route in policy.routes.values():
+        for match in (route.match, *route.segments.values()):
+            found.update(name.lower() for name in match.header)
+        if route.canary.sticky.startswith("header:"):
+            found.add(route.canary.sticky.removeprefix("header:").lower())
+    return tuple(sorted(found))
 
 
 def _models(

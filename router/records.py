@@ -24,6 +24,7 @@ NO_BODY = msgspec.Raw(b"")
 """A body that was not kept; it is false, and left out of the line (msgspec has no optional Raw)."""
 
 Role = Literal["teacher", "student"]
+ServedBy = Literal["teacher", "student", "none"]
 Purpose = Literal["reply", "shadow", "audit", "noise"]
 """Why a backend was asked: for the caller; as an unseen copy of a teacher-answered request; as the teacher's
 unseen check of a student-answered one; as the teacher asked again, to measure its own disagreement."""
@@ -131,7 +132,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="record", tag_
     mode: str
     policy_digest: str
     arm: Role
-    served_by: Literal["teacher", "student", "none"]
+    served_by: ServedBy
     reason: str
     status: int
     answers: tuple[Answer, ...] = ()
@@ -146,6 +147,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="record", tag_
     user: str | None = None
     caller: str | None = None
     metadata: dict[str, str] = {}
+    headers: dict[str, str] = {}
+    """Those that the policy decides by (`match.header`, a header-sticky canary), names in lower case."""
     stream: bool = False
     latency_seconds: float = 0.0
     comparison: Comparison | None = None

@@ -1,19 +1,24 @@
-"""Running the router's two servers in one event loop until SIGTERM, then draining."""
+"""Running the router until SIGTERM, then draining: its servers in one process, or several workers under a parent."""
 
 import asyncio
 import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 
-from router.app import CallerApp, Router, admin_app, running
+from router.app import CallerApp, Router, running
 from router.errors import SettingsError
+from router.protocol import bounded
 from router.settings import RouterSettings
 
+KEEP_ALIVE_SECONDS = 75
+"""Idle connections are kept longer than load balancers keep theirs (60 s), which would else send into a closing one."""
 
-class _Server(uvicorn.Server):
+
+class Server(uvicorn.Server):
     """A server that leaves the signals to us: uvicorn raises them again when it ends, before the log is closed."""
 
     @contextlib.contextmanager
@@ -21,8 +26,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def bind(host: str, port: int, what: str, option: str) -> socket.socket:
+def bind(host: str, port: int, what: str, option: str, *, shared: bool = False) -> socket.socket:
     """A listening socket.
+
+    Args:
+        shared: other sockets will listen on the port too (`SO_REUSEPORT`).
 
     Raises:
         SettingsError: the port cannot be had; the message names it and the option for another.
@@ -30,6 +38,8 @@ def bind(host: str, port: int, what: str, option: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((host, port))
     except OSError as why:
@@ -42,27 +52,42 @@ def bind(host: str, port: int, what: str, option: str) -> socket.socket:
     return sock
 
 
-async def _serve(settings: RouterSettings, caller: socket.socket, admin: socket.socket) -> None:
-    router = Router.build(settings)
-    common = {
-        "log_level": "warning",
-        "access_log": False,
-        "lifespan": "off",
-        "timeout_graceful_shutdown": int(settings.drain_seconds),
-    }
-    front = _Server(
+def caller_server(router: Router) -> Server:
+    """The callers' server."""
+    settings = router.settings
+    protocol = bounded(settings.max_head_bytes, settings.head_seconds, settings.body_seconds)
+    return Server(
         uvicorn.Config(
             CallerApp(router),
-            http="httptools",
+            http=protocol,
             server_header=False,
             date_header=False,
-            **common,  # type: ignore[arg-type]
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            **common(settings),
         )
     )
-    back = _Server(uvicorn.Config(admin_app(router), **common))  # type: ignore[arg-type]
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, front)
+
+
+def admin_server(app: Any, settings: RouterSettings) -> Server:
+    """The operators' server."""
+    return Server(uvicorn.Config(app, **common(settings)))
+
+
+def common(settings: RouterSettings) -> dict[str, Any]:
+    """What both servers are told."""
+    return {
+        "log_level": "warning", "access_log": False, "lifespan": "off",
+        "timeout_graceful_shutdown": int(settings.drain_seconds),
+    }  # fmt: skip
+
+
+async def _serve(settings: RouterSettings, caller: socket.socket, admin: socket.socket) -> None:
+    from router.admin import AdminView, admin_app
+
+    router = Router.build(settings)
+    front = caller_server(router)
+    back = admin_server(admin_app(AdminView.of(router)), settings)
+    stop_at_signals(front)
     async with running(router):
         serving = asyncio.create_task(back.serve(sockets=[admin]))
         await front.serve(sockets=[caller])
@@ -70,10 +95,16 @@ async def _serve(settings: RouterSettings, caller: socket.socket, admin: socket.
         await serving
 
 
-def _stop(server: uvicorn.Server) -> None:
-    """Drain at the first signal, drop what is left at the second."""
-    server.force_exit = server.should_exit
-    server.should_exit = True
+def stop_at_signals(server: Server) -> None:
+    """Drain at the first SIGTERM or Ctrl-C, drop what is left at the second."""
+
+    def stop() -> None:
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
 
 
 def run(settings: RouterSettings) -> None:
@@ -82,8 +113,13 @@ def run(settings: RouterSettings) -> None:
     Raises:
         SettingsError, PolicyError, OSError: what the operator has to change.
     """
-    caller = bind(settings.host, settings.port, "router", "--port")
     admin = bind(settings.admin_host, settings.admin_port, "router's admin pages", "--admin-port")
+    if settings.workers > 1:
+        from router.workers import supervise
+
+        supervise(settings, admin)
+        return
+    caller = bind(settings.host, settings.port, "router", "--port")
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -10,10 +11,11 @@ logger = logging.getLogger(__name__)
 
 
 class ShadowSet:
-    """Background tasks, at most `max_tasks` of them; a route may also have a number a minute."""
+    """Background tasks, at most `max_tasks` of them; a route may also have a number a minute, shared by all workers."""
 
-    def __init__(self, max_tasks: int = 256) -> None:
+    def __init__(self, max_tasks: int = 256, *, workers: int = 1) -> None:
         self._max_tasks = max_tasks
+        self._workers = workers
         self._tasks: set[asyncio.Task[None]] = set()
         self._sent_at: dict[str, deque[float]] = {}
 
@@ -25,7 +27,7 @@ class ShadowSet:
             sent = self._sent_at.setdefault(route, deque())
             while sent and now - sent[0] > 60.0:
                 sent.popleft()
-            if len(sent) >= max_per_minute:
+            if len(sent) >= math.ceil(max_per_minute / self._workers):
                 return "per_minute"
             sent.append(now)
         return None

@@ -1,17 +1,16 @@
 """The policy in force: read at the start, read again after a change, the last good pair kept when an edit is bad."""
 
-import asyncio
 import hashlib
 import logging
 import time
 from pathlib import Path
 
-from router import policy_file
+from router import auth, policy_file
 from router.backends import Backends
 from router.errors import PolicyError, Problem
-from router.exchange import InForce
 from router.home import Home
 from router.metrics import RouterMetrics
+from router.services import InForce
 
 logger = logging.getLogger(__name__)
 
@@ -19,39 +18,54 @@ logger = logging.getLogger(__name__)
 class PolicyState:
     """Holds what is in force, and what is wrong with the files if they are bad now."""
 
-    def __init__(self, policy: Path, home: Home, metrics: RouterMetrics) -> None:
+    def __init__(
+        self,
+        policy: Path,
+        home: Home,
+        metrics: RouterMetrics,
+        *,
+        needs_keys: bool = False,
+        workers: int = 1,
+    ) -> None:
         self._policy = policy
         self._home = home
         self._metrics = metrics
-        self._seen = self._contents()
+        self._needs_keys = needs_keys
+        self._workers = workers
+        self._keys_path: Path | None = None
         self.error: str | None = None
         """Why the files as they are now are not in force; None when they are."""
         self.loaded_at = time.time()
+        self._seen = self._contents()  # before reading: an edit in between is then seen as one
         self.force = self._load(None)
 
     def _load(self, before: InForce | None) -> InForce:
         loaded = policy_file.load(
             self._policy, self._home.rollouts, self._home.adapters / "difficulty"
         )
-        if loaded.policy.keys is not None:
-            problem = Problem(
-                1,
-                "keys",
-                None,
-                "API keys are not checked yet; leave it out, and let only trusted callers reach the port",
-            )
-            raise PolicyError(loaded.source, [problem])
-        force = InForce(loaded, Backends.of(loaded.policy, before.backends if before else None))
+        keys = auth.ring_of(loaded)
+        if keys is None and self._needs_keys:
+            why = "missing: without keys the router listens on loopback only, and this one listens on more (--open allows it)"
+            raise PolicyError(loaded.source, [Problem(1, "keys", None, why)])
+        backends = Backends.of(
+            loaded.policy, before.backends if before else None, workers=self._workers
+        )
+        force = InForce(loaded, backends, keys)
+        self._keys_path = auth.keys_path(loaded)
         self.loaded_at = time.time()
         self._metrics.policy_loaded_at.set(self.loaded_at)
+        if (
+            before is not None
+        ):  # set, not only taken away: with several workers the values live in files
+            self._metrics.policy_info.labels(before.loaded.digest).set(0)
         self._metrics.policy_info.clear()
         self._metrics.policy_info.labels(loaded.digest).set(1)
         return force
 
     def _contents(self) -> bytes:
-        """A hash of both files' bytes: a ConfigMap's symlink swap changes no modification time that can be relied on."""
+        """A hash of the files' bytes: a ConfigMap's symlink swap changes no modification time that can be relied on."""
         parts = hashlib.blake2b()
-        for path in (self._policy, self._home.rollouts):
+        for path in filter(None, (self._policy, self._home.rollouts, self._keys_path)):
             try:
                 parts.update(b"1" + path.read_bytes())
             except OSError:
@@ -74,9 +88,3 @@ class PolicyState:
         self.error = None
         self._metrics.policy_loads.labels("ok").inc()
         logger.info("policy %s in force", self.force.loaded.digest)
-
-    async def watch(self, every_seconds: float) -> None:
-        """Look again and again, for ever."""
-        while True:
-            await asyncio.sleep(every_seconds)
-            self.reload_if_changed()

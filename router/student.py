@@ -64,6 +64,8 @@ class StudentClient:
     kind: AnswerKind
     pinned: int | None = None
     purpose: Purpose = "reply"
+    trace: tuple[Header, ...] = ()
+    """The request's trace context: the only headers of a caller that a student is sent."""
     _adapter: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
@@ -75,7 +77,7 @@ class StudentClient:
         began = loop.time()
         path, body = self._question(request, stream=False)
         try:
-            reply = await self.client.send(b"POST", path, JSON_HEADERS, body)
+            reply = await self.client.send(b"POST", path, (*JSON_HEADERS, *self.trace), body)
             data = await reply.read()
         except BackendError as why:
             return self._failed(why.word, loop.time() - began)
@@ -168,7 +170,7 @@ class StudentClient:
         loop = asyncio.get_running_loop()
         began = loop.time()
         path, body = self._question(request, stream=True)
-        reply = await self.client.send(b"POST", path, JSON_HEADERS, body)
+        reply = await self.client.send(b"POST", path, (*JSON_HEADERS, *self.trace), body)
         found = StudentStream(_empty())
         if reply.status != 200:
             data = await reply.read()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from router.auth import KEY_HEADERS
 from router.backends import BackendClient
 from router.errors import BackendError
 from router.records import NO_BODY, Answer, Purpose
@@ -32,22 +33,27 @@ def request_headers(
     """The caller's headers for a backend.
 
     Args:
-        api_key: the backend's own key; it replaces the caller's `authorization`.
+        api_key: the backend's own key; it replaces the caller's, in the header that the caller used.
         drop_key: the caller's key is one of ours and stays here.
         identity: ask for an uncompressed reply, because the router reads it.
     """
-    passed = [
-        (name, value)
-        for name, value in headers
-        if name not in _NOT_TO_BACKENDS
-        and not name.startswith(b"x-graduate-")
-        and not (identity and name == b"accept-encoding")
-        and not ((api_key is not None or drop_key) and name == b"authorization")
-    ]
+    stays = api_key is not None or drop_key
+    passed: list[Header] = []
+    used = b"authorization"
+    for name, value in headers:
+        if name in KEY_HEADERS and stays:
+            used = name
+        elif not (
+            name in _NOT_TO_BACKENDS
+            or name.startswith(b"x-graduate-")
+            or (identity and name == b"accept-encoding")
+        ):
+            passed.append((name, value))
     if identity:
         passed.append((b"accept-encoding", b"identity"))
     if api_key is not None:
-        passed.append((b"authorization", b"Bearer " + api_key.encode()))
+        key = api_key.encode()
+        passed.append((used, b"Bearer " + key if used == b"authorization" else key))
     return passed
 
 

@@ -20,8 +20,10 @@ import yaml
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from router.app import CallerApp, Router, admin_app, running
+from router.admin import AdminView, admin_app
+from router.app import Router, running
 from router.records import Record
+from router.serve import admin_server, bind, caller_server
 from router.settings import RouterSettings
 from router.traffic import scan
 
@@ -332,10 +334,17 @@ def start(
     address, _ = shared_upstream
     stops: list[Callable[[], None]] = []
 
-    def begin(mode: str = "teacher", *, text: str | None = None, **more: Any) -> Live:
+    def begin(
+        mode: str = "teacher",
+        *,
+        text: str | None = None,
+        settings: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Live:
         policy = tmp_path / "policy.yaml"
         policy.write_text(text or policy_text(address, mode, **more))
-        live, stop = launch(RouterSettings(policy, tmp_path, reload_seconds=0.05), address)
+        chosen = RouterSettings(policy, tmp_path, reload_seconds=0.05, **(settings or {}))
+        live, stop = launch(chosen, address)
         stops.append(stop)
         return live
 
@@ -352,14 +361,16 @@ def launch(settings: RouterSettings, address: str) -> tuple[Live, Callable[[], N
     async def serve() -> None:
         router = Router.build(settings)
         servers = [
-            ThreadServer(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", **more))
-            for app, more in ((CallerApp(router), {"http": "httptools"}), (admin_app(router), {}))
-        ]  # fmt: skip
+            caller_server(router),
+            admin_server(admin_app(AdminView.of(router)), settings),
+        ]
+        sockets = [bind("127.0.0.1", 0, "test", "--port") for _ in servers]
         async with running(router):
-            tasks = [asyncio.create_task(s.serve()) for s in servers]
+            pairs = zip(servers, sockets, strict=True)
+            tasks = [asyncio.create_task(s.serve(sockets=[sock])) for s, sock in pairs]
             while not all(s.started for s in servers):
                 await asyncio.sleep(0.005)
-            ports = [s.servers[0].sockets[0].getsockname()[1] for s in servers]
+            ports = [sock.getsockname()[1] for sock in sockets]
             made.update(router=router, ports=ports, servers=servers)
             is_up.set()
             await asyncio.gather(*tasks)

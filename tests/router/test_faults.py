@@ -175,7 +175,7 @@ def test_an_occupied_port_names_itself_and_the_option(
         taken.listen()
         port = taken.getsockname()[1]
         done = subprocess.run(
-            [sys.executable, "-m", "graduate", "router", "serve", "--policy", str(policy), "--home", str(tmp_path), "--port", str(port)],
+            [sys.executable, "-m", "graduate", "router", "serve", "--policy", str(policy), "--home", str(tmp_path), "--port", str(port), "--admin-port", "0"],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 2

@@ -1,0 +1,50 @@
+"""What all exchanges of a router process share: the log, the counters, the shadows, the clock; and what is in force."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router import guard
+from router.admission import Admission
+from router.auth import KeyRing
+from router.backends import Backends
+from router.metrics import RouterMetrics
+from router.policy import Route
+from router.policy_file import LoadedPolicy
+from router.records import Answer
+from router.shadow import ShadowSet
+from router.tracing import Tracing
+from router.traffic import TrafficLog
+from router.wire import RequestView
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """A policy and the clients of its backends; a request keeps the one it began with."""
+
+    loaded: LoadedPolicy
+    backends: Backends
+    keys: KeyRing | None = None
+    """None when callers need no key."""
+
+
+@dataclass(slots=True)
+class Services:
+    """What all exchanges share."""
+
+    log: TrafficLog
+    metrics: RouterMetrics
+    shadows: ShadowSet
+    admission: Admission
+    next_id: Callable[[], str]
+    next_draw: Callable[[], float]
+    now: Callable[[], float] = time.time
+    tracing: Tracing | None = None
+
+    async def http_guard(self, route: Route, request: RequestView, answer: Answer) -> guard.Verdict:
+        """The route's `http` guard rules, if it has any."""
+        if not any(rule.rule == "http" for rule in route.guard.rules):
+            return guard.PASSED
+        from router.http_guard import ask
+
+        return await ask(route.guard.rules, request, answer)
