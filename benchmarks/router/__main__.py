@@ -15,6 +15,7 @@ from rich.table import Table
 from benchmarks.router.measure import DidNotStart, measure, run_seconds
 from benchmarks.router.peers import PEERS, NotInstalled, names, require
 from benchmarks.router.policies import MODES
+from benchmarks.router.processes import LOAD_CORE, PROXY_CORE
 from benchmarks.router.report import COLUMNS, goals, markdown, table
 from benchmarks.router.results import Results, WrongSettings
 
@@ -65,8 +66,9 @@ def main(
     """  # fmt: skip
     wanted = _listed(peers, PEERS, "--peers")
     rows = names(wanted, _listed(modes, MODES, "--modes"))
-    if len(os.sched_getaffinity(0)) < 2:
-        raise _fail("two CPU cores are needed: one for the proxy, one for upstream and load")
+    if not {PROXY_CORE, LOAD_CORE} <= os.sched_getaffinity(0):
+        raise _fail("CPU cores 0 and 1 are needed: one for the proxy, one for upstream and load")
+    os.sched_setaffinity(0, {LOAD_CORE})  # this process must not take time from the proxy
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         require(wanted, litellm)
@@ -90,7 +92,7 @@ def main(
 def _measure_all(
     results: Results, rows: list[str], runs: int, litellm: Path | None, budget: float | None
 ) -> int:
-    """Make the missing runs, row by row; how many are left when the budget ends."""
+    """Make the missing runs, row by row, each row's in one process; how many are left when the budget ends."""
     began = time.monotonic()
     columns = (
         TextColumn("{task.description}"),
@@ -105,7 +107,8 @@ def _measure_all(
             number = results.missing(name, runs)
             if budget is not None:
                 left = budget - (time.monotonic() - began) - START_SECONDS
-                number = min(number, max(0, int(left / run_seconds(results.seconds))))
+                if number * run_seconds(results.seconds) > left:
+                    continue
             if number:
                 measure(
                     results, name, number, litellm,

@@ -117,7 +117,7 @@ def _run(
     target: Target, seconds: int, records: _Records | None, tick: Callable[[str], None]
 ) -> Run:
     before = records.total() if records else 0
-    run = Run(None, {})
+    run = Run(target.pid or 0, None, {})
     for phase in PHASES:
         tick(phase.what)
         run.phases[phase.name] = target.run(phase, seconds)

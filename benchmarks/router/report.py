@@ -46,11 +46,11 @@ def _pair(results: Results, name: str, phase: str) -> str:
 
 
 def _memory(results: Results, name: str) -> str:
-    runs = results.rows.get(name, [])
-    if not runs or runs[0].rss_start_mib is None:
+    after = results.memory_mib(name)
+    start = results.rows[name][0].rss_start_mib
+    if not after or start is None:
         return "–"
-    after = [run.phases["c256d50"]["rss_mib"] for run in runs]
-    return f"{runs[0].rss_start_mib:.0f} → {after[0]:.0f} → {after[-1]:.0f}"
+    return " → ".join(f"{value:.0f}" for value in (start, after[-1][0], after[-1][-1]))
 
 
 def _failed(results: Results, name: str) -> str:
@@ -139,10 +139,10 @@ def _upstream_rate(results: Results) -> Goal:
 
 
 def _memory_goals(results: Results) -> list[Goal]:
-    runs = {name: runs for name, runs in results.rows.items() if name.startswith("ours")}
-    after = {n: [r.phases["c256d50"]["rss_mib"] for r in found] for n, found in runs.items()}
-    most = max((max(values) for values in after.values()), default=None)
-    several = [values for values in after.values() if len(values) > 1]
+    mine = [name for name in results.rows if name.startswith("ours")]
+    after = [values for name in mine for values in results.memory_mib(name)]
+    most = max((max(values) for values in after), default=None)
+    several = [values for values in after if len(values) > 1]
     growth = max((values[-1] - values[0] for values in several), default=None)
     return [
         _below("memory after load, worst mode < 120 MiB", most, MEMORY_MIB, ".0f"),

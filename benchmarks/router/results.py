@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ class Run:
     load cuts its last requests off, and those have records too, so a loss below the number of connections is not seen.
     """
 
+    process: int
+    """The proxy's pid; runs of one process show whether its memory grows."""
     rss_start_mib: float | None
+    """None for the upstream itself."""
     phases: dict[str, Figures]
     records_missing: int | None = None
 
@@ -63,17 +66,7 @@ class Results:
         """Keep a run, in the file too."""
         self.rows.setdefault(name, []).append(run)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = {
-            name: [
-                {
-                    "rss_start_mib": run.rss_start_mib,
-                    "phases": run.phases,
-                    "records_missing": run.records_missing,
-                }
-                for run in runs
-            ]
-            for name, runs in self.rows.items()
-        }
+        rows = {name: [asdict(run) for run in runs] for name, runs in self.rows.items()}
         data = {"seconds": self.seconds, "machine": self.machine, "rows": rows}
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(data, indent=1))
@@ -95,6 +88,15 @@ class Results:
         """What a proxy adds to asking the upstream itself."""
         mine, bare = self.median(name, phase, figure), self.median(direct, phase, figure)
         return None if mine is None or bare is None else mine - bare
+
+    def memory_mib(self, name: str) -> list[list[float]]:
+        """Resident memory after each run, a list for each process that the row had."""
+        found: dict[int, list[float]] = {}
+        for run in self.rows.get(name, []):
+            last = list(run.phases.values())[-1]
+            if "rss_mib" in last:
+                found.setdefault(run.process, []).append(last["rss_mib"])
+        return list(found.values())
 
     def errors(self, name: str) -> int:
         """Failed requests over all runs and phases."""
