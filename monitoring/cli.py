@@ -31,6 +31,13 @@ RowsOption = Annotated[
     int, typer.Option("--drift-rows", help="Newest rows that drift looks at.", min=1)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ConfigMapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rollouts-configmap",
+        help="In a cluster: keep this ConfigMap of the pod's namespace equal to HOME/rollouts.yaml.",
+    ),
+]
 ByOption = Annotated[
     str, typer.Option("--by", help="Who reviews.", envvar=["GRADUATE_REVIEWER", "USER"])
 ]
@@ -76,6 +83,30 @@ def _open(
     return settings, open_store(settings.database)
 
 
+@contextlib.contextmanager
+def _rollouts_in_cluster(home: Path, configmap: str | None) -> Iterator[None]:
+    """Around a tick: the rollouts are taken from the ConfigMap when the home has lost them, and put there afterwards."""
+    if configmap is None:
+        yield
+        return
+    import os
+
+    from monitoring.kube import Cluster, ClusterError, RolloutsConfigMap
+    from router.home import Home
+
+    file = Home(home).rollouts
+    with _operator_errors():
+        host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
+        if not host or not port:
+            raise ClusterError(
+                f"--rollouts-configmap {configmap}: allowed only in a pod (KUBERNETES_SERVICE_HOST is not set)"
+            )
+        shared = RolloutsConfigMap(Cluster.inside(host, port), configmap)
+        shared.restore(file)
+        yield
+        shared.publish(file)
+
+
 @app.command()
 def tick(
     home: HomeOption = Path(".graduate"),
@@ -84,13 +115,16 @@ def tick(
     route: RouteOption = None,
     since: SinceOption = "7d",
     drift_rows: RowsOption = 200,
+    rollouts_configmap: ConfigMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """One pass: measure, flag, move canaries, write it all down.
 
     Example: graduate monitor tick --home .graduate
     """
-    for body in _ticked(home, policy, database, route, since, drift_rows):
+    with _rollouts_in_cluster(home, rollouts_configmap):
+        bodies = _ticked(home, policy, database, route, since, drift_rows)
+    for body in bodies:
         if not as_json:
             _say(body)
         else:
