@@ -1,8 +1,25 @@
-"""What the monitor exports: gauges that hold what the newest reports say. Labels come from the policy."""
+"""What the monitor exports: gauges that hold what the newest reports and the policy say. Labels come from the policy,
+from the registry (adapter), or from closed sets; of slices only the worst few are shown.
 
-from typing import Any
+A gauge whose label has left the report (an adapter that was replaced, a slice that is no longer among the worst) is
+removed: a gauge that stands still for ever would be read as news.
+"""
+
+import datetime
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from router.policy import Policy, RouteRollout
+
+SLICES = 10
+"""Slices of an adapter that are shown, the worst first."""
+
+ROLLOUT_STATES: tuple[str, ...] = get_args(RouteRollout.model_fields["state"].annotation)
+GATE_STATES = {"breached": -1.0, "open": 0.0, "kept": 1.0}
+
+Labels = tuple[str, ...]
 
 
 class MonitorMetrics:
@@ -14,50 +31,147 @@ class MonitorMetrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"graduate_monitoring_{name}", text, list(labels), registry=registry)
 
-        self.disagreement = gauge(
-            "disagreement_share", "Student against teacher", "route", "adapter"
-        )
+        by_adapter = ("route", "adapter")
+        self.disagreement = gauge("disagreement_share", "Student against teacher", *by_adapter)
         self.disagreement_low = gauge(
-            "disagreement_low", "Lower end of its interval", "route", "adapter"
+            "disagreement_low", "Lower end of its 95 % interval", *by_adapter
         )
         self.disagreement_high = gauge(
-            "disagreement_high", "Upper end of its interval", "route", "adapter"
+            "disagreement_high", "Upper end of its 95 % interval", *by_adapter
         )
         self.noise_floor = gauge("noise_floor_share", "Teacher against itself", "route")
         self.form_failures = gauge(
-            "form_failure_share", "Student answers of the wrong form", "route", "adapter"
+            "form_failure_share", "Student answers of the wrong form", *by_adapter
         )
-        self.pairs = gauge(
-            "pairs", "Requests that both answered, in the window", "route", "adapter"
+        self.pairs = gauge("pairs", "Requests that both answered, in the window", *by_adapter)
+        self.kappa = gauge("kappa", "Cohen's kappa over classes", *by_adapter)
+        self.slices = gauge(
+            "slice_disagreement_share", "The worst slices", *by_adapter, "slice", "value"
+        )
+        self.fields = gauge(
+            "field_disagreement_share", "Disagreement of one JSON field", *by_adapter, "field"
         )
         self.drifted = gauge("drift", "1 when an input column alarms", "route")
+        self.drift_enough = gauge("drift_enough", "1 when there are rows enough to say", "route")
+        self.drift_rows = gauge("drift_rows", "Rows of a window", "route", "window")
+        self.drift_alarm_rate = gauge(
+            "drift_alarm_rate", "Chance that a window without drift alarms", "route"
+        )
         self.drift_p_value = gauge(
             "drift_adjusted_p_value", "Adjusted p-value of a column", "route", "column"
         )
+        self.drift_mean = gauge(
+            "drift_column_mean", "Mean of a numeric column", "route", "column", "window"
+        )
         self.flags_open = gauge("flags_open", "Flags that wait for a review", "route")
         self.canary_share = gauge("canary_share", "The student's share of a canary", "route")
+        self.rollout_state = gauge("rollout_state", "1 for the state it is in", "route", "state")
+        self.rollout_moved_at = gauge(
+            "rollout_moved_timestamp_seconds", "When a rollout came to its state", "route", "state"
+        )
+        self.gates = gauge("gate_state", "-1 breached, 0 open, 1 kept", "route", "gate")
+        self.limits = gauge("limit_share", "Limit of a gate in the policy", "route", "gate")
         self.records = gauge("window_records", "Records in the window", "route")
+        self.served = gauge("window_served_records", "By who answered", "route", "served_by")
+        self.costs = gauge("window_cost_usd", "US dollars in the window", "route", "role")
+        self.window_end = gauge(
+            "window_end_timestamp_seconds", "Time of the newest record in the window", "route"
+        )
         self.ticked_at = gauge("tick_timestamp_seconds", "When the last tick ended")
         self.ticks = Counter(
             "graduate_monitoring_ticks", "Ticks, by result", ["result"], registry=registry
         )
+        for result in ("ok", "error"):  # there from the start, or the first error is no increase
+            self.ticks.labels(result)
+        self._shown: dict[tuple[Gauge, str], set[Labels]] = {}
 
     def show(self, route: str, report: dict[str, Any]) -> None:
         """Set the gauges of one route from its newest report."""
-        for one in report["disagreement"]:
-            adapter = one["adapter"] or "none"
-            self.disagreement.labels(route, adapter).set(one["rate"]["share"])
-            self.disagreement_low.labels(route, adapter).set(one["rate"]["low"])
-            self.disagreement_high.labels(route, adapter).set(one["rate"]["high"])
-            self.form_failures.labels(route, adapter).set(one["form_failures"]["share"])
-            self.pairs.labels(route, adapter).set(one["pairs"])
-            if one["noise_floor"]:
-                self.noise_floor.labels(route).set(one["noise_floor"]["share"])
-        drift = report["drift"]
-        self.drifted.labels(route).set(drift["drifted"])
-        for column in drift["columns"]:
-            self.drift_p_value.labels(route, column["name"]).set(column["adjusted"])
+        self._show_disagreement(route, report["disagreement"])
+        self._show_drift(route, report["drift"])
+        self._show_rollout(route, report["rollout"])
         self.flags_open.labels(route).set(report["flags_open"])
         self.records.labels(route).set(report["records"])
-        if report["rollout"]:
-            self.canary_share.labels(route).set(report["rollout"]["state"]["share"])
+        self.window_end.labels(route).set(report["window_end"])
+        self._set(self.served, route, {(who,): n for who, n in report["served_by"].items()})
+        self._set(self.costs, route, {(role,): usd for role, usd in report["costs_usd"].items()})
+
+    def show_policy(self, policy: Policy) -> None:
+        """Set the limits of the policy's gates, and forget routes that it has no longer."""
+        for gauge, route in list(self._shown):
+            if route not in policy.routes:
+                self._set(gauge, route, {})
+        for name, route_ in policy.routes.items():
+            gates = route_.canary.gates
+            limits = {
+                "disagreement": gates.disagreement,
+                "guard_failures": gates.guard_failures,
+                "errors": gates.errors,
+            }
+            self._set(self.limits, name, {(k,): v.max for k, v in limits.items() if v is not None})
+
+    def _show_disagreement(self, route: str, found: Iterable[dict[str, Any]]) -> None:
+        by_adapter = {one["adapter"] or "none": one for one in found}
+        floors = [one["noise_floor"]["share"] for one in by_adapter.values() if one["noise_floor"]]
+        self._set(self.noise_floor, route, {(): floors[0]} if floors else {})
+        for gauge, block, key in (
+            (self.disagreement, "rate", "share"),
+            (self.disagreement_low, "rate", "low"),
+            (self.disagreement_high, "rate", "high"),
+            (self.form_failures, "form_failures", "share"),
+        ):
+            self._set(gauge, route, {(a,): one[block][key] for a, one in by_adapter.items()})
+        self._set(self.pairs, route, {(a,): one["pairs"] for a, one in by_adapter.items()})
+        known = {(a,): one["kappa"] for a, one in by_adapter.items() if one["kappa"] is not None}
+        self._set(self.kappa, route, known)
+        worst = {
+            (adapter, part["name"], part["value"]): part["disagreement"]["share"]
+            for adapter, one in by_adapter.items()
+            for part in one["slices"][:SLICES]
+        }
+        self._set(self.slices, route, worst)
+        fields = {
+            (adapter, name): share["share"]
+            for adapter, one in by_adapter.items()
+            for name, share in one["fields"].items()
+        }
+        self._set(self.fields, route, fields)
+
+    def _show_drift(self, route: str, drift: dict[str, Any]) -> None:
+        self.drifted.labels(route).set(drift["drifted"])
+        self.drift_enough.labels(route).set(drift["enough"])
+        self.drift_alarm_rate.labels(route).set(drift["alarm_rate"])
+        for window in ("reference", "current"):
+            self.drift_rows.labels(route, window).set(drift[f"{window}_rows"])
+        columns = drift["columns"]
+        self._set(self.drift_p_value, route, {(c["name"],): c["adjusted"] for c in columns})
+        means = {
+            (c["name"], window): c[f"{window}_mean"]
+            for c in columns
+            for window in ("reference", "current")
+            if c[f"{window}_mean"] is not None
+        }
+        self._set(self.drift_mean, route, means)
+
+    def _show_rollout(self, route: str, rollout: dict[str, Any] | None) -> None:
+        state = rollout["state"] if rollout else None
+        self._set(self.canary_share, route, {(): state["share"]} if state else {})
+        names = ROLLOUT_STATES if state else ()
+        states = {(name,): float(state["state"] == name) for name in names if state}
+        self._set(self.rollout_state, route, states)
+        moved = {}
+        if state and state["since"]:
+            since = datetime.datetime.fromisoformat(state["since"])
+            moved = {(state["state"],): since.timestamp()}
+        self._set(self.rollout_moved_at, route, moved)
+        gates = rollout["gates"] if rollout else ()
+        self._set(self.gates, route, {(g["name"],): GATE_STATES[g["state"]] for g in gates})
+
+    def _set(self, gauge: Gauge, route: str, values: Mapping[Labels, float]) -> None:
+        """Make these the gauge's series of the route; series that were there and are not among them go."""
+        before = self._shown.get((gauge, route), set())
+        for labels in before - set(values):
+            gauge.remove(route, *labels)
+        for labels, value in values.items():
+            gauge.labels(route, *labels).set(value)
+        self._shown[gauge, route] = set(values)
