@@ -102,6 +102,8 @@ class TickLoop:
             report = await asyncio.to_thread(self._store.latest_report, name)
             if report is not None:
                 self._metrics.show(name, report)
+        with contextlib.suppress(PolicyError):  # the tick's own error says it
+            self._metrics.show_policy(policy_file.load(settings.policy).policy)
 
 
 def route_names(policy: Path) -> list[str]:

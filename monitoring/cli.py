@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from monitoring import dashboards_command
+
 if TYPE_CHECKING:
     from monitoring.settings import MonitorSettings
     from monitoring.store import Store
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Disagreement, drift, flags, reviews and rollouts.")
 review_app = typer.Typer()
 app.add_typer(review_app, name="review")
+dashboards_command.register(app)
 out, err = Console(), Console(stderr=True)
 
 HomeOption = Annotated[Path, typer.Option("--home", help="State folder.")]
