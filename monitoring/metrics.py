@@ -90,9 +90,9 @@ class MonitorMetrics:
         self._show_disagreement(route, report["disagreement"])
         self._show_drift(route, report["drift"])
         self._show_rollout(route, report["rollout"])
-        self.flags_open.labels(route).set(report["flags_open"])
-        self.records.labels(route).set(report["records"])
-        self.window_end.labels(route).set(report["window_end"])
+        self._set(self.flags_open, route, {(): report["flags_open"]})
+        self._set(self.records, route, {(): report["records"]})
+        self._set(self.window_end, route, {(): report["window_end"]})
         self._set(self.served, route, {(who,): n for who, n in report["served_by"].items()})
         self._set(self.costs, route, {(role,): usd for role, usd in report["costs_usd"].items()})
 
@@ -138,17 +138,17 @@ class MonitorMetrics:
         self._set(self.fields, route, fields)
 
     def _show_drift(self, route: str, drift: dict[str, Any]) -> None:
-        self.drifted.labels(route).set(drift["drifted"])
-        self.drift_enough.labels(route).set(drift["enough"])
-        self.drift_alarm_rate.labels(route).set(drift["alarm_rate"])
-        for window in ("reference", "current"):
-            self.drift_rows.labels(route, window).set(drift[f"{window}_rows"])
+        self._set(self.drifted, route, {(): drift["drifted"]})
+        self._set(self.drift_enough, route, {(): drift["enough"]})
+        self._set(self.drift_alarm_rate, route, {(): drift["alarm_rate"]})
+        windows = ("reference", "current")
+        self._set(self.drift_rows, route, {(w,): drift[f"{w}_rows"] for w in windows})
         columns = drift["columns"]
         self._set(self.drift_p_value, route, {(c["name"],): c["adjusted"] for c in columns})
         means = {
             (c["name"], window): c[f"{window}_mean"]
             for c in columns
-            for window in ("reference", "current")
+            for window in windows
             if c[f"{window}_mean"] is not None
         }
         self._set(self.drift_mean, route, means)
