@@ -13,6 +13,7 @@ from training.errors import ConfigError
 
 if TYPE_CHECKING:
     from training.dataset import Dataset
+    from training.imports import Imported
 
 
 def since(text: str | None, now: float) -> float | None:
@@ -47,7 +48,8 @@ def build(
     ] = None,
     until: Annotated[str | None, typer.Option(help="Only traffic before.")] = None,
     file: Annotated[
-        list[Path] | None, typer.Option(help="More rows: JSON Lines; may be given again.")
+        list[Path] | None,
+        typer.Option(help="More rows: JSON Lines, CSV, or another tool's export; again for more."),
     ] = None,
     test_file: Annotated[
         list[Path] | None, typer.Option(help="Rows that are test rows for good.")
@@ -61,6 +63,17 @@ def build(
         str, typer.Option(help="Key of the teacher's answer in files.")
     ] = "teacher",
     gold_key: Annotated[str, typer.Option(help="Key of the gold answer in files.")] = "gold",
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="Format of the files; default: by their first row."),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Other columns of files: id=NAME, user=NAME, at=NAME, system=NAME."),
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option(help="Only show how the files are read: format, counts, first row.")
+    ] = False,
     traffic: Annotated[bool, typer.Option(help="Read the traffic log.")] = True,
     test_share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.2,
     validation_share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.15,
@@ -77,32 +90,35 @@ def build(
     from router.home import Home
     from router.traffic import scan
     from training import build as core
+    from training import imports
     from training.commands import open_route, operator_errors, policy_path
 
     place = Home(home)
     with operator_errors():
+        keys = core.Keys(input_key, teacher_key, gold_key)
+        columns = imports.Columns.parse(keys, column or [])
+        read = [imports.read(path, columns, form=form) for path in file or []]
+        read += [imports.read(path, columns, form=form, fixed="test") for path in test_file or []]
+        if preview:
+            return _preview(read, as_json)
         _, chosen = open_route(policy_path(place, policy), route)
         now = time.time()
         start, end = since(since_, now), since(until, now)
-        keys = core.Keys(input_key, teacher_key, gold_key)
         rows: list[core.Row] = []
         if traffic:
             rows += core.rows_from_traffic(
                 scan(place.traffic, routes=[route], since=start, until=end)
             )
-        for path in file or []:
-            rows += core.rows_from_file(path, keys)
-        for path in test_file or []:
-            rows += core.rows_from_file(path, keys, fixed="test")
+        rows += [row for one in read for row in one.rows]
         reviews = _reviews(database or place.database_url, route)
         rows = list(core.with_reviews(rows, reviews))
         query: dict[str, Any] = {
             "route": route, "since": since_, "until": until, "traffic": traffic,
             "files": [str(p) for p in file or []], "test_files": [str(p) for p in test_file or []],
-            "reviews": len(reviews), "seed": seed,
+            "imports": [one.summary() for one in read], "reviews": len(reviews), "seed": seed,
         }  # fmt: skip
         options = core.BuildOptions(test_share, validation_share, seed)
-        gold = [g for path in gold_file or [] for g in core.rows_from_file(path, keys)]
+        gold = [g for path in gold_file or [] for g in imports.read(path, columns, form=form).rows]
         dataset = core.build(
             core.with_gold(rows, gold), chosen, route, place.datasets, query=query, options=options
         )
@@ -119,6 +135,21 @@ def _reviews(url: str, route: str) -> list[Any]:
         return []
     labels = ReviewQueue(open_store(url)).labels(route=route)
     return [Reviewed(label.record_id, label.answer) for label in labels]
+
+
+def _preview(read: "list[Imported]", as_json: bool) -> None:
+    """How each file was understood, before anything is built on it."""
+    from training.commands import out
+
+    if as_json:
+        typer.echo(json.dumps([one.summary() | {"first": one.first()} for one in read]))
+        return
+    for one in read:
+        out.print(f"[bold]{one.path}[/]: {one.format}, {len(one.rows)} rows", soft_wrap=True)
+        for reason, count in one.skipped.items():
+            out.print(f"  passed over {count}: {reason}")
+        for name, value in one.first().items():
+            out.print(f"  {name}: {value}", markup=False, highlight=False)
 
 
 def _show(dataset: "Dataset", as_json: bool) -> None:
@@ -145,6 +176,9 @@ def _show(dataset: "Dataset", as_json: bool) -> None:
         table.add_row(split, str(count), str(len(info.classes.get(split, {})) or "-"))
     out.print(table)
     out.print(f"{gold} rows with a gold answer; {info.query.get('reviews', 0)} reviews read")
+    for one in info.query.get("imports", ()):
+        for reason, count in one["skipped"].items():
+            out.print(f"{one['file']}: passed over {count}: {reason}", soft_wrap=True)
     for rule, count in rules.items():
         out.print(f"dropped {count}: {rule}")
     out.print(f"written to {dataset.path}", soft_wrap=True)
