@@ -4,6 +4,7 @@ Pure shapes with their validation. What the rules do is in `guard`, what agreeme
 """
 
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import jsonschema_rs
@@ -90,6 +91,11 @@ class AnswerSpec(Strict):
     """JSON: its JSON Schema."""
     compare: Compare = Compare()
     """When two answers agree."""
+
+    @cached_property
+    def validator(self) -> jsonschema_rs.Validator | None:
+        """The schema's validator, made once; None without a schema."""
+        return None if self.schema_ is None else jsonschema_rs.validator_for(self.schema_)
 
     @model_validator(mode="after")
     def _holds(self) -> "AnswerSpec":

@@ -34,14 +34,11 @@ class BackendClient:
         self.max_in_flight = max(1, config.max_concurrency // workers)
         """This process's part of the backend's bound."""
         self.breaker = CircuitBreaker(config.breaker)
+        self.api_key = os.environ.get(config.api_key_env) if config.api_key_env else None
+        """From the environment, None when none is named or set."""
         self.in_flight = 0
         self._pool = Pool(Origin.parse(name, config.base_url), tls)
         self._loop = asyncio.get_running_loop()
-
-    @property
-    def api_key(self) -> str | None:
-        """The key from the environment, None when none is named or set."""
-        return os.environ.get(self.config.api_key_env) if self.config.api_key_env else None
 
     async def send(
         self,

@@ -6,8 +6,9 @@ independent numbers (arm, shadow, audit, noise, log) by hashing it with the use'
 
 import functools
 import re
-from dataclasses import dataclass, replace
 from hashlib import blake2b
+
+import msgspec
 
 from router.difficulty import not_easy
 from router.policy import Match, Mode, Policy, Route
@@ -19,8 +20,7 @@ DEFAULT = "default"
 """Route name in records of requests that match no route."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """How one request is answered.
 
     `arm` is who answers first, `propensity` the probability that this arm had; `shadow` asks the student unseen beside
@@ -40,6 +40,11 @@ class Decision:
     segment: str | None = None
     cascade_min_confidence: float | None = None
     log: bool = True
+
+
+def drawn(draw: float, use: str, share: float) -> bool:
+    """Whether a share's lot falls on this draw."""
+    return share >= 1 or (share > 0 and uniform(draw, use) < share)
 
 
 def uniform(draw: float, use: str) -> float:
@@ -62,9 +67,9 @@ def matches(match: Match, request: RequestView) -> bool:
         return False
     if match.caller is not None and match.caller != request.caller:
         return False
-    if any(request.headers.get(k.lower()) != v for k, v in match.header.items()):
+    if match.header and any(request.headers.get(k.lower()) != v for k, v in match.header.items()):
         return False
-    if any(request.metadata.get(k) != v for k, v in match.metadata.items()):
+    if match.metadata and any(request.metadata.get(k) != v for k, v in match.metadata.items()):
         return False
     wanted = match.system_prompt
     if wanted is None:
@@ -90,17 +95,16 @@ def decide(rules: LoadedPolicy, request: RequestView, draw: float) -> Decision:
         return Decision(
             name, "teacher", "teacher", "no route matches", draw, log=_logged(draw, share, request)
         )
-    segment = next((s for s, m in route.segments.items() if matches(m, request)), None)
     chosen = _by_mode(rules, name, route, request, draw)
-    return _with(chosen, segment, _logged(draw, route.log.share, request))
+    segment = next((s for s, m in route.segments.items() if matches(m, request)), None)
+    log = _logged(draw, route.log.share, request)
+    if segment is None and log:
+        return chosen
+    return msgspec.structs.replace(chosen, segment=segment, log=log)
 
 
 def _logged(draw: float, share: float, request: RequestView) -> bool:
-    return request.may_log and uniform(draw, "log") < share
-
-
-def _with(decision: Decision, segment: str | None, log: bool) -> Decision:
-    return replace(decision, segment=segment, log=log)
+    return request.may_log and drawn(draw, "log", share)
 
 
 def _by_mode(
@@ -135,11 +139,11 @@ def _student_cannot(route: Route, request: RequestView) -> str | None:
 
 def _dark_launch(name: str, route: Route, draw: float) -> Decision:
     rule = route.dark_launch
-    shadow = uniform(draw, "shadow") < rule.share
+    shadow = drawn(draw, "shadow", rule.share)
     return Decision(
         name, route.mode, "teacher", "dark launch: shadowed" if shadow else "dark launch: not drawn",
         draw, shadow=shadow, shadow_share=rule.share,
-        noise=shadow and uniform(draw, "noise") < rule.noise,
+        noise=shadow and drawn(draw, "noise", rule.noise),
     )  # fmt: skip
 
 
@@ -154,7 +158,7 @@ def _student(
     share = route.canary.audit
     return Decision(
         name, route.mode, "student", reason, draw, propensity,
-        audit=uniform(draw, "audit") < share, shadow_share=share, cascade_min_confidence=floor,
+        audit=drawn(draw, "audit", share), shadow_share=share, cascade_min_confidence=floor,
     )  # fmt: skip
 
 
@@ -195,7 +199,7 @@ def _canary(
     rule = route.dark_launch
     return Decision(
         name, route.mode, "teacher", f"canary: {place:.4f} >= {share:g} by {shown}", draw,
-        propensity=1 - share, shadow=uniform(draw, "shadow") < rule.share, shadow_share=rule.share,
+        propensity=1 - share, shadow=drawn(draw, "shadow", rule.share), shadow_share=rule.share,
     )  # fmt: skip
 
 

@@ -52,12 +52,13 @@ def language_of(text: str) -> str | None:
     found, is None.
     """
     sample = text[:2000]
-    for language, pattern in _SCRIPTS:
-        if len(pattern.findall(sample)) > max(3, len(sample) // 5):
-            return language
-    words = [w.lower() for w in _WORDS.findall(sample)]
+    if not sample.isascii():
+        for language, pattern in _SCRIPTS:
+            if len(pattern.findall(sample)) > max(3, len(sample) // 5):
+                return language
+    words = _WORDS.findall(sample.lower())
     counts = sorted(
-        ((sum(w in known for w in words), language) for language, known in _LANGUAGE_WORDS.items()),
+        ((sum(map(known.__contains__, words)), name) for name, known in _LANGUAGE_WORDS.items()),
         reverse=True,
     )
     (best, language), (second, _) = counts[0], counts[1]

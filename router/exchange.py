@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -21,13 +21,13 @@ from router.auth import KeyEntry, permit
 from router.compare import compare
 from router.decide import DEFAULT, Decision, decide
 from router.errors import BackendError
-from router.logged import logged_answer, logged_record
-from router.policy import Log, Route, Student
-from router.records import Answer, Comparison, LateAnswer, Purpose, Record, ServedBy
+from router.policy import Route, Student
+from router.recorder import Recorder
+from router.records import Answer, Purpose
 from router.services import InForce, Services
 from router.student import StudentClient
 from router.teacher import TeacherClient, reply_headers
-from router.tracing import Trace, trace_headers
+from router.tracing import trace_headers
 from router.transport import Header, Reply
 from router.wire import EMPTY_REPLY, RequestView, StreamView, read_reply
 
@@ -53,22 +53,15 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request under way; gathers what its record will say."""
+    """One request under way."""
 
     services: Services
     force: InForce
     request: RequestView
     headers: tuple[Header, ...]
-    id: str
     decision: Decision
     route: Route | None
-    began: float
-    at: float
-    key: KeyEntry | None = None
-    trace: Trace | None = None
-    answers: list[Answer] = field(default_factory=list)
-    reason: str = ""
-    is_recorded: bool = False
+    recorder: Recorder
 
     @property
     def _route(self) -> Route:
@@ -103,7 +96,6 @@ class Exchange:
 
     async def reply(self) -> Outgoing:
         """The reply, by the decision."""
-        self.reason = self.decision.reason
         if self.decision.arm == "teacher":
             return await self._from_teacher()
         if self.request.stream and self._route.guard.stream == "pass" and self._can_stream():
@@ -117,6 +109,11 @@ class Exchange:
         cascade = self.decision.cascade_min_confidence is not None
         return lorax and spec.prompt is not None and not cascade
 
+    def abandoned(self) -> None:
+        """The caller went away before it had a reply: that is a record too."""
+        self.recorder.reason += "; caller went away"
+        self.recorder.write("none", 499)
+
     # the teacher's way
 
     async def _from_teacher(self) -> Outgoing:
@@ -125,26 +122,30 @@ class Exchange:
         try:
             reply = await teacher.open(self.request, self.headers)
             if reply.status == 200 and _is_stream(reply):
-                headers = self._headers(reply_headers(reply.headers), "teacher")
+                headers = self.recorder.headers(reply_headers(reply.headers), "teacher")
                 return Outgoing(200, headers, pieces=self._teacher_pieces(teacher, reply, began))
             body = await reply.read()
         except BackendError as why:
-            self.answers.append(teacher.no_answer(self.request, why, loop.time() - began, "reply"))
+            self.recorder.answers.append(
+                teacher.no_answer(self.request, why, loop.time() - began, "reply")
+            )
             return self._no_teacher(why)
         view = read_reply(body) or EMPTY_REPLY
         answer = teacher.answer(
             self.request, view, reply.status, loop.time() - began, "reply", body
         )
-        self.answers.append(answer)
-        self._record("teacher", reply.status)
+        self.recorder.answers.append(answer)
+        self.recorder.write("teacher", reply.status)
         self._copies(answer)
-        return Outgoing(reply.status, self._headers(reply_headers(reply.headers), "teacher"), body)
+        return Outgoing(
+            reply.status, self.recorder.headers(reply_headers(reply.headers), "teacher"), body
+        )
 
     def _no_teacher(self, why: BackendError) -> Outgoing:
         """502 (504 when late) in OpenAI's form: the caller's client raises its own classes."""
-        self._record("none", status := 504 if why.word == "timeout" else 502)
+        self.recorder.write("none", status := 504 if why.word == "timeout" else 502)
         body = wire.error_body(f"{why}", "api_error", f"backend_{why.word}")
-        return Outgoing(status, self._headers([JSON_TYPE], "none"), body)
+        return Outgoing(status, self.recorder.headers([JSON_TYPE], "none"), body)
 
     async def _teacher_pieces(
         self, teacher: TeacherClient, reply: Reply, began: float
@@ -175,8 +176,8 @@ class Exchange:
                 self.request, view, 200, loop.time() - began, "reply",
                 wire.reassembled(view), first, error,
             )  # fmt: skip
-            self.answers.append(answer)
-            self._record("teacher", 499 if error == "cancelled" else 200)
+            self.recorder.answers.append(answer)
+            self.recorder.write("teacher", 499 if error == "cancelled" else 200)
         if error is not None and error != "status":
             raise BrokenStream(error)
         for piece in held:
@@ -187,11 +188,11 @@ class Exchange:
 
     async def _from_student(self) -> Outgoing:
         answer = await self._guarded(await self.student("reply").ask(self.request))
-        self.answers.append(answer)
+        self.recorder.answers.append(answer)
         why = self._why_not(answer, self._route)
         if why is not None:
             return await self._fall_back(why)
-        self._record("student", 200)
+        self.recorder.write("student", 200)
         self._audit(answer)
         return self._student_reply(answer)
 
@@ -199,12 +200,16 @@ class Exchange:
         is_chat = self.request.path.endswith("/chat/completions")
         model = self.request.model or answer.model
         if not self.request.stream:
-            body = wire.chat_completion(answer, self.id, model, is_chat=is_chat)
-            return Outgoing(200, self._headers([JSON_TYPE], "student"), body)
+            body = wire.chat_completion(answer, self.recorder.id, model, is_chat=is_chat)
+            return Outgoing(200, self.recorder.headers([JSON_TYPE], "student"), body)
         events = wire.chat_chunks(
-            answer, self.id, model, include_usage=self.request.include_usage, is_chat=is_chat
+            answer,
+            self.recorder.id,
+            model,
+            include_usage=self.request.include_usage,
+            is_chat=is_chat,
         )
-        return Outgoing(200, self._headers(list(EVENTS), "student"), pieces=_each(events))
+        return Outgoing(200, self.recorder.headers(list(EVENTS), "student"), pieces=_each(events))
 
     async def _guarded(self, answer: Answer) -> Answer:
         if not answer.ok:
@@ -232,21 +237,21 @@ class Exchange:
         return f"{error} (no fallback)"
 
     async def _fall_back(self, why: str) -> Outgoing:
-        last = self.answers[-1]
+        last = self.recorder.answers[-1]
         if why == "confidence":
             shown = "none" if last.confidence is None else f"{last.confidence:.3f}"
-            self.reason += (
+            self.recorder.reason += (
                 f"; confidence {shown} < {self.decision.cascade_min_confidence:g}: teacher"
             )
         elif self._route.fallback.to == "error" or why.endswith("(no fallback)"):
-            self.reason += f"; student: {why}"
+            self.recorder.reason += f"; student: {why}"
             self.services.metrics.fallbacks.labels(self.decision.route, "none").inc()
-            self._record("none", 502)
+            self.recorder.write("none", 502)
             message = f"the student of route {self.decision.route} gave no answer: {why}"
             body = wire.error_body(message, "api_error", "student_failed")
-            return Outgoing(502, self._headers([JSON_TYPE], "none"), body)
+            return Outgoing(502, self.recorder.headers([JSON_TYPE], "none"), body)
         else:
-            self.reason += f"; student: {why}: teacher"
+            self.recorder.reason += f"; student: {why}: teacher"
         self.services.metrics.fallbacks.labels(
             self.decision.route, why.removeprefix("guard ")
         ).inc()
@@ -259,15 +264,17 @@ class Exchange:
             stream = await student.stream(self.request)
             first = await anext(stream.pieces, None)
         except BackendError as why:
-            self.answers.append(student.failure(why))
+            self.recorder.answers.append(student.failure(why))
             return await self._fall_back(why.word)
         if first is None:
-            self.answers.append(stream.answer or student.failure(None))
-            return await self._fall_back(self.answers[-1].error or "empty")
+            self.recorder.answers.append(stream.answer or student.failure(None))
+            return await self._fall_back(self.recorder.answers[-1].error or "empty")
 
         async def pieces() -> AsyncIterator[bytes]:
             frames = wire.ChunkFrames(
-                self.id, self.request.model, is_chat=self.request.path.endswith("/chat/completions")
+                self.recorder.id,
+                self.request.model,
+                is_chat=self.request.path.endswith("/chat/completions"),
             )
             yield frames.opening() + frames.text(first)
             try:
@@ -275,14 +282,14 @@ class Exchange:
                     yield frames.text(text)
             finally:
                 answer = stream.answer or student.failure(None)
-                self.answers.append(await self._guarded(answer))
-                self._record("student", 200 if answer.ok else 499)
+                self.recorder.answers.append(await self._guarded(answer))
+                self.recorder.write("student", 200 if answer.ok else 499)
             if not answer.ok:
                 raise BrokenStream(answer.error or "stream")
             yield frames.closing(answer, self.request.include_usage)
             self._audit(answer)
 
-        return Outgoing(200, self._headers(list(EVENTS), "student"), pieces=pieces())
+        return Outgoing(200, self.recorder.headers(list(EVENTS), "student"), pieces=pieces())
 
     # copies beside it
 
@@ -296,7 +303,7 @@ class Exchange:
             self.services.shadows.submit(self._noise)
 
     def _student_was_asked(self) -> bool:
-        return any(a.role == "student" for a in self.answers)
+        return any(a.role == "student" for a in self.recorder.answers)
 
     def _may_copy(self, max_per_minute: int | None) -> bool:
         route = self.decision.route
@@ -307,10 +314,10 @@ class Exchange:
 
     async def _shadow(self, teacher_answer: Answer) -> None:
         answer = await self._guarded(await self.student("shadow").ask(self.request))
-        self._late(answer, compare(self._route.answer, answer, teacher_answer))
+        self.recorder.late(answer, compare(self._route.answer, answer, teacher_answer))
 
     async def _noise(self) -> None:
-        self._late(await self.teacher.ask(self._unstreamed(), self.headers, "noise"), None)
+        self.recorder.late(await self.teacher.ask(self._unstreamed(), self.headers, "noise"), None)
 
     def _audit(self, student_answer: Answer) -> None:
         if self.decision.audit and self._may_copy(None):
@@ -318,121 +325,10 @@ class Exchange:
 
     async def _audited(self, student_answer: Answer) -> None:
         answer = await self.teacher.ask(self._unstreamed(), self.headers, "audit")
-        self._late(answer, compare(self._route.answer, student_answer, answer))
+        self.recorder.late(answer, compare(self._route.answer, student_answer, answer))
 
     def _unstreamed(self) -> RequestView:
         return self.request.unstreamed() if self.request.stream else self.request
-
-    def _late(self, answer: Answer, comparison: Comparison | None) -> None:
-        self.services.metrics.count_answer(self.decision.route, answer)
-        self.services.metrics.count_comparison(self.decision.route, comparison)
-        if self.trace is not None:
-            now = self.services.now()
-            self.trace.answered(answer, self.request.path, self._kind(answer), now)
-        if self.decision.log:
-            kept = logged_answer(answer, self._log_rule)
-            line = LateAnswer(self.id, self.services.now(), self.decision.route, kept, comparison)
-            self.services.log.append(line)
-
-    # the record
-
-    @property
-    def _log_rule(self) -> Log:
-        return self.route.log if self.route else self.force.loaded.policy.default.log
-
-    def _headers(self, headers: list[Header], served_by: str) -> list[Header]:
-        return [
-            *headers,
-            (b"x-graduate-request-id", self.id.encode()),
-            (b"x-graduate-route", self.decision.route.encode()),
-            (b"x-graduate-served-by", served_by.encode()),
-            (b"x-graduate-reason", _header_text(self.reason)),
-        ]
-
-    def abandoned(self) -> None:
-        """The caller went away before it had a reply: that is a record too."""
-        self.reason += "; caller went away"
-        self._record("none", 499)
-
-    def _record(self, served_by: ServedBy, status: int) -> None:
-        """Write the record, once, and count."""
-        if self.is_recorded:
-            return
-        self.is_recorded = True
-        seconds = time.perf_counter() - self.began
-        services, decision = self.services, self.decision
-        services.metrics.count_request(decision.route, served_by, status, seconds)
-        for answer in self.answers:
-            services.metrics.count_answer(decision.route, answer)
-        comparison = self._online_comparison()
-        services.metrics.count_comparison(decision.route, comparison)
-        self._charge()
-        if not decision.log and self.trace is None:
-            return
-        request = self.request
-        record = Record(
-            id=self.id,
-            at=self.at,
-            route=decision.route,
-            mode=decision.mode,
-            policy_digest=self.force.loaded.digest,
-            arm=decision.arm,
-            served_by=served_by,
-            reason=self.reason,
-            status=status,
-            answers=tuple(self.answers),
-            path=request.path,
-            model=request.model,
-            draw=decision.draw,
-            propensity=decision.propensity,
-            shadow_share=decision.shadow_share,
-            segment=decision.segment,
-            conversation=request.conversation,
-            user=request.user,
-            caller=request.caller,
-            metadata=request.metadata,
-            headers=self._deciding_headers(),
-            stream=request.stream,
-            latency_seconds=seconds,
-            comparison=comparison,
-        )
-        if self.trace is not None:
-            self._traced(self.trace, record)
-        if decision.log:
-            services.log.append(logged_record(record, request.body, self._log_rule))
-
-    def _traced(self, trace: Trace, record: Record) -> None:
-        """Spans of the answers on the caller's way, one after the other, and of the whole."""
-        end = record.at + record.latency_seconds
-        for answer in reversed(record.answers):
-            trace.answered(answer, record.path, self._kind(answer), end)
-            end -= answer.latency_seconds
-        trace.end(record)
-
-    def _kind(self, answer: Answer) -> str:
-        return self.force.backends[answer.backend].config.kind
-
-    def _deciding_headers(self) -> dict[str, str]:
-        """The headers that the policy decides by: without them a decision cannot be computed again."""
-        given = self.request.headers
-        return {name: given[name] for name in self.force.loaded.deciding_headers if name in given}
-
-    def _charge(self) -> None:
-        """The reply's tokens off the caller's minute."""
-        if self.key is not None and self.answers:
-            last = self.answers[-1]
-            chars = len(self.request.body) + len(last.text or "")
-            self.services.admission.charge(self.key, last.usage, chars, self.services.now())
-
-    def _online_comparison(self) -> Comparison | None:
-        """When a fallback made both answer, they are compared at once."""
-        if self.route is None:
-            return None
-        student = next((a for a in self.answers if a.role == "student"), None)
-        teacher = next((a for a in self.answers if a.role == "teacher" and a.ok), None)
-        if student is None or teacher is None:
-            return None
-        return compare(self.route.answer, student, teacher)
 
 
 class BrokenStream(Exception):
@@ -456,10 +352,9 @@ def begin(
         permit(key, decision.route)
     route = None if decision.route == DEFAULT else force.loaded.policy.routes[decision.route]
     trace = services.tracing.begin(request.path, request.headers) if services.tracing else None
-    return Exchange(
-        services, force, request, trace.replaced(headers) if trace else tuple(headers), services.next_id(),
-        decision, route, time.perf_counter(), services.now(), key, trace,
-    )  # fmt: skip
+    passed = trace.replaced(headers) if trace else tuple(headers)
+    recorder = Recorder(services, force, request, decision, route, key, trace)
+    return Exchange(services, force, request, passed, decision, route, recorder)
 
 
 def _is_stream(reply: Reply) -> bool:
@@ -470,7 +365,3 @@ def _is_stream(reply: Reply) -> bool:
 async def _each(events: list[bytes]) -> AsyncIterator[bytes]:
     for event in events:
         yield event
-
-
-def _header_text(text: str) -> bytes:
-    return text.encode("ascii", "replace").replace(b"\n", b" ").replace(b"\r", b" ")[:512]

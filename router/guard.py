@@ -10,8 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import jsonschema_rs
-
 from router import redact
 from router.answer_spec import AnswerSpec, GuardRule
 from router.compare import parse, unfenced
@@ -37,11 +35,6 @@ REFUSAL = re.compile(
 """How refusals begin, in the languages that models refuse in most. Beginning only: an apology inside an answer is not one."""
 
 
-@functools.lru_cache(maxsize=256)
-def _validator(schema: str) -> jsonschema_rs.Validator:
-    return jsonschema_rs.validator_for(json.loads(schema))
-
-
 @functools.lru_cache(maxsize=1024)
 def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
@@ -56,10 +49,8 @@ def _schema(spec: AnswerSpec, value: int | str | None, answer: Answer) -> str | 
             found = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             return "not JSON"
-        if spec.schema_ is not None:
-            error = next(_validator(json.dumps(spec.schema_)).iter_errors(found), None)
-            if error is not None:
-                return error.message
+        if spec.validator is not None and not spec.validator.is_valid(found):
+            return next(spec.validator.iter_errors(found)).message
     return None
 
 

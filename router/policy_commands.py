@@ -91,7 +91,7 @@ def explain(
 
     Example: graduate router explain policy.yaml request.json --user ada --draw 0.07
     """
-    from dataclasses import asdict
+    from msgspec.structs import asdict
 
     from router.decide import DEFAULT, decide
     from router.wire import parse

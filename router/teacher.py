@@ -71,13 +71,18 @@ def describe(view: ReplyView, status: int, body: bytes | None) -> Mapping[str, o
         "finish_reason": view.finish_reason,
         "usage": view.usage,
         "error": None if 200 <= status < 300 else "status",
-        "body": msgspec.Raw(body) if body and _is_json(body) else NO_BODY,
+        "body": msgspec.Raw(body)
+        if body and (view is not EMPTY_REPLY or _is_json(body))
+        else NO_BODY,
     }
+
+
+_any_json = msgspec.json.Decoder(msgspec.Raw)
 
 
 def _is_json(body: bytes) -> bool:
     try:
-        msgspec.json.decode(body)
+        _any_json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return True

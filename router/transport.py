@@ -73,8 +73,19 @@ class Reply:
             BadReply: the connection broke in the middle.
             TimedOut: it took longer than the total.
         """
-        pieces = [piece async for piece in self.stream()]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        connection = self._connection
+        pieces: list[bytes] = []
+        try:
+            while True:
+                piece = connection.take()
+                if piece is not None:
+                    pieces.append(piece)
+                elif connection.finished:
+                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                else:
+                    await connection.wait(self._deadline, "no whole reply in time")
+        finally:
+            connection.release()
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Pieces of the body as they arrive. Leaving early closes the connection, which cancels the backend's work."""
@@ -309,6 +320,7 @@ class Pool:
         self.origin = origin
         self.loop = asyncio.get_running_loop()
         self._tls = (tls or ssl.create_default_context()) if origin.tls else None
+        self._host_line = b" HTTP/1.1\r\nhost: " + origin.host_header
         self._idle: deque[_Connection] = deque()
 
     def put(self, connection: _Connection) -> None:
@@ -394,14 +406,7 @@ class Pool:
     def _head(
         self, method: bytes, path: bytes, headers: Sequence[Header], length: int | None
     ) -> bytes:
-        parts = [
-            method,
-            b" ",
-            self.origin.prefix,
-            path,
-            b" HTTP/1.1\r\nhost: ",
-            self.origin.host_header,
-        ]
+        parts = [method, b" ", self.origin.prefix, path, self._host_line]
         for name, value in headers:
             parts += (b"\r\n", name, b": ", value)
         if length is not None and (

@@ -60,19 +60,28 @@ class RequestView:
         self.stream = bool(peek.stream)
         self.n = peek.n or 1
         self.max_tokens = peek.max_completion_tokens or peek.max_tokens
-        self.tools = _present(peek.tools) or _present(peek.functions)
-        self.include_usage = bool((peek.stream_options or {}).get("include_usage"))
-        self.wants_logprobs = _present(peek.logprobs) and bytes(peek.logprobs) != b"false"
+        self.include_usage = bool(peek.stream_options and peek.stream_options.get("include_usage"))
         self.user = headers.get("x-graduate-user") or peek.user
         self.conversation = headers.get("x-graduate-conversation")
         self.may_log = headers.get("x-graduate-log", "true").lower() != "false"
-        given = [(k, v) for k, v in (peek.metadata or {}).items() if isinstance(v, str)]
-        pairs = dict(given[:MAX_METADATA])
+        self.metadata: dict[str, str] = {}
+        if peek.metadata:
+            given = [(k, v) for k, v in peek.metadata.items() if isinstance(v, str)]
+            self.metadata.update(given[:MAX_METADATA])
         if task := headers.get("x-graduate-task"):
-            pairs["task"] = task
-        self.metadata = pairs
-        self._raw_messages = peek.messages
-        self._raw_prompt = peek.prompt
+            self.metadata["task"] = task
+        self._peek = peek
+
+    @cached_property
+    def tools(self) -> bool:
+        """Whether the request brings tools."""
+        return _present(self._peek.tools) or _present(self._peek.functions)
+
+    @cached_property
+    def wants_logprobs(self) -> bool:
+        """Whether the caller asks for the answer's log-probabilities."""
+        raw = self._peek.logprobs
+        return _present(raw) and bytes(raw) != b"false"
 
     @cached_property
     def messages(self) -> list[dict[str, Any]]:
@@ -81,14 +90,14 @@ class RequestView:
         Raises:
             BadRequest: `messages` is not a list of objects.
         """
-        if _present(self._raw_messages):
+        if _present(self._peek.messages):
             try:
-                return _messages.decode(self._raw_messages)
+                return _messages.decode(self._peek.messages)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as why:
                 raise BadRequest(f"messages: {why}", field="messages") from why
-        if _present(self._raw_prompt):
+        if _present(self._peek.prompt):
             try:
-                prompt = _prompt.decode(self._raw_prompt)
+                prompt = _prompt.decode(self._peek.prompt)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as why:
                 raise BadRequest(f"prompt: {why}", field="prompt") from why
             return [{"role": "user", "content": _prompt_text(prompt)}]
