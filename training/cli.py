@@ -9,9 +9,21 @@ app = typer.Typer(
 
 
 def _mount() -> None:
-    from training import build_command, evaluate_command, fit_command, publish_command
+    from training import (
+        build_command,
+        curate_command,
+        evaluate_command,
+        fit_command,
+        publish_command,
+    )
 
-    for module in (build_command, fit_command, evaluate_command, publish_command):
+    for module in (
+        build_command,
+        curate_command,
+        fit_command,
+        evaluate_command,
+        publish_command,
+    ):
         module.register(app)
 
 
