@@ -13,8 +13,11 @@ def _mount() -> None:
         build_command,
         curate_command,
         evaluate_command,
+        experiment_command,
         fit_command,
+        mistakes_command,
         publish_command,
+        study_command,
     )
 
     for module in (
@@ -22,6 +25,9 @@ def _mount() -> None:
         curate_command,
         fit_command,
         evaluate_command,
+        mistakes_command,
+        experiment_command,
+        study_command,
         publish_command,
     ):
         module.register(app)

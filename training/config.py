@@ -6,12 +6,14 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from training.errors import ConfigError
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
 class Lora(BaseModel):
@@ -49,6 +51,8 @@ class FitConfig(BaseModel):
     """`label`: short answers (labels, small JSON), fast on a CPU."""
     epochs: int = Field(default=4, ge=1, le=100)
     """Passes over the training rows."""
+    max_rows_seen: int | None = Field(default=None, ge=1)
+    """Rows seen at most: on many rows there are fewer passes (at least one). None leaves `epochs` as it is."""
     batch_size: int = Field(default=8, ge=1)
     patience: int = Field(default=2, ge=1)
     """Epochs without a better validation loss after which training stops."""
@@ -57,10 +61,23 @@ class FitConfig(BaseModel):
     optimizer: Optimizer = Optimizer()
     max_cut_share: float = Field(default=0.2, ge=0, le=1)
     """Share of rows whose input may be cut; above it preflight refuses."""
+    target_mix: dict[str, float] | None = None
+    """Each class's share where the student will work, such as {"yes": 0.5, "no": 0.5}; None keeps the training mix."""
+    target_mix_by: Literal["logit", "weights"] = "logit"
+    """How the mix gets into the adapter: logit-adjusted loss, or weights of the rows (`training/priors.py`)."""
+    average_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the last steps whose weights are averaged into the adapter; 0 keeps the last weights."""
     frozen_products: Literal["auto", "fp32", "bf16"] = "auto"
     """Matrix products of frozen weights; `auto` takes bf16 where this CPU multiplies it faster."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; None leaves torch's choice."""
+
+
+def epochs_for(config: FitConfig, rows: int) -> int:
+    """Passes over `rows` training rows."""
+    if config.max_rows_seen is None or not rows:
+        return config.epochs
+    return max(1, min(config.epochs, round(config.max_rows_seen / rows)))
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -82,18 +99,28 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return nested
 
 
-def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`below` with the keys of `above` laid over it, mappings merged key by key."""
     merged = dict(below)
     for key, value in above.items():
         inner = merged.get(key)
         merged[key] = (
-            _overlay(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+            overlay(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
         )
     return merged
 
 
 def load(file: Path | None, assignments: Iterable[str] = ()) -> FitConfig:
     """The run's configuration.
+
+    Raises:
+        ConfigError: with the file, the key, the value, and what is allowed.
+    """
+    return load_as(FitConfig, file, assignments)
+
+
+def load_as(model: type[Shape], file: Path | None, assignments: Iterable[str] = ()) -> Shape:
+    """A YAML file of this shape, with single keys laid over it.
 
     Raises:
         ConfigError: with the file, the key, the value, and what is allowed.
@@ -107,17 +134,17 @@ def load(file: Path | None, assignments: Iterable[str] = ()) -> FitConfig:
         if not isinstance(data, dict):
             raise ConfigError(f"{file}: allowed: a mapping of keys")
     try:
-        return FitConfig.model_validate(_overlay(data, parse_assignments(assignments)))
+        return model.model_validate(overlay(data, parse_assignments(assignments)))
     except ValidationError as why:
         raise ConfigError(
-            "\n".join(f"{file or '--set'}: {_problem(error)}" for error in why.errors())
+            "\n".join(f"{file or '--set'}: {_problem(model, error)}" for error in why.errors())
         ) from why
 
 
-def _problem(error: Any) -> str:
+def _problem(model: type[BaseModel], error: Any) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        names = _names(FitConfig)
+        names = _names(model)
         near = difflib.get_close_matches(path, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{path}: unknown key; {hint}allowed: {', '.join(names)}"

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from training.encode import Encoded, buckets
 from training.lora import lower_part, upper_part
+from training.priors import Shift
 
 Progress = Callable[[int], None]
 """Told how many more rows are done."""
@@ -38,6 +39,8 @@ class Batch:
     """[a], the answer's token ids."""
     weights: torch.Tensor
     """[a], the rows' weights."""
+    shift: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    """[s] each: index into the answer tokens, token id, nats added to that logit in the loss."""
 
 
 def first_adapted_layer(adapted: PeftModel) -> int:
@@ -86,8 +89,10 @@ def padded_ids(rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def make_batch(rows: Sequence[Encoded], states: Sequence[torch.Tensor]) -> Batch:
-    """Rows and their cached states, padded on the right."""
+def make_batch(
+    rows: Sequence[Encoded], states: Sequence[torch.Tensor], shift: Shift | None = None
+) -> Batch:
+    """Rows and their cached states, padded on the right; `shift` is the class mix's correction."""
     longest = max(len(row) for row in rows)
     width = states[0].shape[-1]
     padded = torch.zeros(len(rows), longest, width)
@@ -95,15 +100,28 @@ def make_batch(rows: Sequence[Encoded], states: Sequence[torch.Tensor]) -> Batch
     positions: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
+    moved: list[tuple[int, int, float]] = []
     for i, (row, state) in enumerate(zip(rows, states, strict=True)):
         padded[i, : len(row)] = state
         mask[i, : len(row)] = 1
         start = i * longest + len(row.prompt_ids) - 1
+        if shift:
+            found = shift.along(row.completion_ids)
+            moved += [(len(targets) + place, token, nats) for place, token, nats in found]
         positions += range(start, start + len(row.completion_ids))
         targets += row.completion_ids
         weights += [row.weight] * len(row.completion_ids)
+    correction = None
+    if moved:
+        places, tokens, nats = zip(*moved, strict=True)
+        correction = (torch.tensor(places), torch.tensor(tokens), torch.tensor(nats))
     return Batch(
-        padded, mask, torch.tensor(positions), torch.tensor(targets), torch.tensor(weights)
+        padded,
+        mask,
+        torch.tensor(positions),
+        torch.tensor(targets),
+        torch.tensor(weights),
+        correction,
     )
 
 
@@ -119,9 +137,17 @@ def answer_logits(adapted: PeftModel, decoder: Any, batch: Batch) -> torch.Tenso
     return logits
 
 
+def shifted(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """[a, v]: logits as the loss sees them, with the class mix's correction."""
+    if batch.shift is None:
+        return logits
+    places, tokens, nats = batch.shift
+    return logits.index_put((places, tokens), nats.to(logits.dtype), accumulate=True)
+
+
 def loss_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy over the answer's tokens, weighted by the rows' weights. Nats."""
-    each = functional.cross_entropy(logits, batch.targets, reduction="none")
+    each = functional.cross_entropy(shifted(logits, batch), batch.targets, reduction="none")
     return (each * batch.weights).sum() / batch.weights.sum()
 
 
@@ -133,27 +159,36 @@ class Validation:
     """Mean cross-entropy over answer tokens, nats."""
     exact_share: float
     """Rows whose every answer token is the most probable one: greedy decoding would print the answer."""
+    exact: tuple[bool, ...] = ()
+    """The same a row, in the rows' order."""
 
 
 @torch.no_grad()
 def validate(
-    adapted: PeftModel, rows: Sequence[Encoded], states: Sequence[torch.Tensor], batch_size: int
+    adapted: PeftModel,
+    rows: Sequence[Encoded],
+    states: Sequence[torch.Tensor],
+    batch_size: int,
+    shift: Shift | None = None,
 ) -> Validation:
-    """Loss and exact matches of held-out rows, teacher-forced."""
-    total, tokens, exact = 0.0, 0, 0
+    """Loss (with the class mix's correction) and exact matches (without it) of held-out rows, teacher-forced."""
+    total, weight = 0.0, 0.0
+    exact = [False] * len(rows)
     adapted.eval()
     with upper_part(adapted, first_adapted_layer(adapted)) as decoder:
         for chosen in buckets(rows, batch_size, range(len(rows))):
             part = [rows[i] for i in chosen]
-            batch = make_batch(part, [states[i] for i in chosen])
+            batch = make_batch(part, [states[i] for i in chosen], shift)
             logits = answer_logits(adapted, decoder, batch)
-            total += float(functional.cross_entropy(logits, batch.targets, reduction="sum"))
-            tokens += len(batch.targets)
+            each = functional.cross_entropy(shifted(logits, batch), batch.targets, reduction="none")
+            total += float((each * batch.weights).sum())
+            weight += float(batch.weights.sum())
             right = torch.split(
                 logits.argmax(-1) == batch.targets, [len(row.completion_ids) for row in part]
             )
-            exact += sum(bool(row.all()) for row in right)
-    return Validation(total / tokens, exact / len(rows))
+            for i, row in zip(chosen, right, strict=True):
+                exact[i] = bool(row.all())
+    return Validation(total / weight, sum(exact) / len(rows), tuple(exact))
 
 
 def train_epoch(
@@ -166,17 +201,24 @@ def train_epoch(
     batch_size: int,
     generator: torch.Generator,
     max_norm: float = 1.0,
+    shift: Shift | None = None,
+    skip_steps: int = 0,
 ) -> Iterator[tuple[int, float]]:
-    """One pass over the rows in a fresh order; yields rows done and the batch's loss after each step."""
+    """One pass over the rows in a fresh order; yields rows done and the batch's loss after each step.
+
+    Args:
+        shift: the class mix's correction.
+        skip_steps: steps of this pass that an interrupted run has taken already; they are not yielded.
+    """
     adapted.train()
     order = torch.randperm(len(rows), generator=generator).tolist()
     batches = buckets(rows, batch_size, order)
     shuffled = torch.randperm(len(batches), generator=generator).tolist()
     trained = [p for p in adapted.parameters() if p.requires_grad]
     with upper_part(adapted, first_adapted_layer(adapted)) as decoder:
-        for number in shuffled:
+        for number in shuffled[skip_steps:]:
             chosen = batches[number]
-            batch = make_batch([rows[i] for i in chosen], [states[i] for i in chosen])
+            batch = make_batch([rows[i] for i in chosen], [states[i] for i in chosen], shift)
             loss = loss_of(answer_logits(adapted, decoder, batch), batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -105,6 +105,15 @@ def load_adapter(model: Any, folder: Path) -> PeftModel:
         return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
+@torch.no_grad()
+def restore_adapter(adapted: PeftModel, folder: Path) -> None:
+    """Put a saved adapter's weights into the model that it was trained in: its best epoch instead of its last."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for name, weights in adapted.named_parameters():
+        if weights.requires_grad:
+            weights.copy_(tensors[name.replace(".default", "")])
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """peft 0.21 asks transformers 5 for a name that is going away; nothing of ours to change."""

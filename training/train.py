@@ -11,19 +11,24 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from training import label_engine as engine
-from training import lora, precision
-from training.config import FitConfig
-from training.dataset import Dataset
+from training import lora, precision, priors
+from training.config import FitConfig, epochs_for
+from training.dataset import Dataset, class_of
 from training.encode import Encoded, encode
 from training.plots import loss_curve
+from training.priors import Shift
+from training.states import StateCache
+
+KEPT_AT_ONCE = 256
+"""Rows whose hidden states are computed and put on disk together, when they are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +68,60 @@ class RunResult:
 Tell = Callable[[FitEvent], None]
 
 
+class RunPaused(Exception):
+    """The run's time was up; it is on disk and goes on from there when it is started again."""
+
+
 def _schedule(step: int, warmup: int, total: int) -> float:
     """Linear warm-up, then a cosine to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+class WeightAverage:
+    """The running mean of weights over the last steps; it costs no forward pass (Izmailov et al. 2018, SWA)."""
+
+    def __init__(self, weights: list[torch.nn.Parameter]) -> None:
+        self.weights = weights
+        self.mean: list[torch.Tensor] = []
+        self.steps = 0
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Take the weights as they are now into the mean."""
+        self.steps += 1
+        if self.steps == 1:
+            self.mean = [w.detach().clone() for w in self.weights]
+            return
+        for mean, weight in zip(self.mean, self.weights, strict=True):
+            mean += (weight - mean) / self.steps
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the model has the mean; nothing changes while there is none."""
+        if not self.steps:
+            yield
+            return
+        kept = [w.detach().clone() for w in self.weights]
+        self._put(self.mean)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: list[torch.Tensor]) -> None:
+        for weight, value in zip(self.weights, values, strict=True):
+            weight.copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes."""
+        return {"mean": self.mean, "steps": self.steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.mean, self.steps = state["mean"], state["steps"]
 
 
 class Run:
@@ -81,15 +135,27 @@ class Run:
         model: Any,
         tokenizer: Any,
         tell: Tell | None = None,
+        *,
+        states: StateCache | None = None,
+        pause_at: float | None = None,
     ) -> None:
+        """Make the adapter and its optimiser; nothing is read from the run's folder yet.
+
+        Args:
+            states: hidden states of earlier runs over the same rows and base model.
+            pause_at: `time.monotonic()` from which the run saves itself and raises `RunPaused`.
+        """
         self.folder = folder
         self.config = config
         self.tell = tell or (lambda event: None)
+        self.states = states
+        self.pause_at = pause_at
         if config.threads:
             torch.set_num_threads(config.threads)
         template, limit = dataset.info.prompt, dataset.info.max_input_chars
         self.train = [encode(e, tokenizer, template, limit) for e in dataset.of("train")]
         self.validation = [encode(e, tokenizer, template, limit) for e in dataset.of("validation")]
+        self.shift = self._aim(dataset) if config.target_mix else None
         self.adapted = lora.add_lora(
             model,
             rank=config.lora.rank,
@@ -98,7 +164,9 @@ class Run:
             seed=config.seed,
         )
         self.trained = [p for p in self.adapted.parameters() if p.requires_grad]
-        self.steps = config.epochs * math.ceil(len(self.train) / config.batch_size)
+        self.steps_per_epoch = math.ceil(len(self.train) / config.batch_size)
+        self.passes = epochs_for(config, len(self.train))
+        self.steps = self.passes * self.steps_per_epoch
         self.optimizer = torch.optim.AdamW(
             self.trained,
             lr=config.optimizer.learning_rate,
@@ -111,6 +179,23 @@ class Run:
         )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epochs: list[EpochResult] = []
+        self.average = WeightAverage(self.trained)
+        self._underway: dict[str, Any] | None = None
+
+    def _aim(self, dataset: Dataset) -> Shift | None:
+        """The class mix's correction, or None after weighting the rows."""
+        answer, target = dataset.info.answer, self.config.target_mix or {}
+        labels = [class_of(e.completion, answer) or "" for e in dataset.of("train")]
+        if self.config.target_mix_by == "logit":
+            return priors.logit_shift([r.completion_ids for r in self.train], labels, target)
+        weights = dict(zip(labels, priors.row_weights(labels, target), strict=True))
+        held = [class_of(e.completion, answer) or "" for e in dataset.of("validation")]
+        for rows, names in ((self.train, labels), (self.validation, held)):
+            rows[:] = [
+                replace(row, weight=row.weight * weights.get(name, 1.0))
+                for row, name in zip(rows, names, strict=True)
+            ]
+        return None
 
     def fit(self) -> RunResult:
         """Train until the last epoch or until validation stops improving; the best epoch's adapter is in `adapter/`."""
@@ -118,7 +203,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.json").write_text(self.config.model_dump_json(indent=2))
         self._resume()
-        with self._products():
+        with self.products():
             self._epochs()
         fitted = RunResult(
             best=self.best.epoch,
@@ -134,20 +219,22 @@ class Run:
         (self.folder / "run.json").write_text(json.dumps(asdict(fitted), indent=2))
         return fitted
 
-    def _products(self) -> contextlib.AbstractContextManager[None]:
+    def products(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, frozen weights multiply as the configuration says."""
         wanted = self.config.frozen_products
         if wanted == "bf16" or (wanted == "auto" and precision.is_bf16_faster()):
             return precision.frozen_in_bf16(self.adapted)
         return contextlib.nullcontext()
 
     def _epochs(self) -> None:
-        train_states = self._cache("training rows", self.train)
-        validation_states = self._cache("validation rows", self.validation)
-        while len(self.epochs) < self.config.epochs and not self._out_of_patience():
+        train_states = self.cache("training rows", self.train)
+        validation_states = self.cache("validation rows", self.validation)
+        while len(self.epochs) < self.passes and not self._out_of_patience():
             result = self._epoch(train_states, validation_states)
             self.epochs.append(result)
             if result is self.best:
-                lora.save_adapter(self.adapted, self.folder / "adapter")
+                with self.average.in_place():
+                    lora.save_adapter(self.adapted, self.folder / "adapter")
             self._save_resume()
             loss_curve(self.folder / "log.jsonl", self.folder / "curve.png")
 
@@ -159,7 +246,8 @@ class Run:
     def _out_of_patience(self) -> bool:
         return bool(self.epochs) and len(self.epochs) - self.best.epoch > self.config.patience
 
-    def _cache(self, what: str, rows: list[Encoded]) -> list[torch.Tensor]:
+    def cache(self, what: str, rows: list[Encoded]) -> list[torch.Tensor]:
+        """Hidden states that the lower layers leave for these rows; from disk where they are kept."""
         done = 0
 
         def count(more: int) -> None:
@@ -167,14 +255,29 @@ class Run:
             done += more
             self.tell(FitEvent(f"lower layers, {what}", done, len(rows)))
 
-        return engine.cache_states(self.adapted, rows, progress=count)
+        if self.states is None:
+            return engine.cache_states(self.adapted, rows, progress=count)
+        for start in range(0, len(rows), KEPT_AT_ONCE):
+            part = rows[start : start + KEPT_AT_ONCE]
+            missing = [row for row in part if row not in self.states]
+            self.states.add(missing, engine.cache_states(self.adapted, missing))
+            count(len(part))
+            if missing and self._is_time_up():
+                raise RunPaused
+        return [self.states.get(row) for row in rows]
+
+    def _is_time_up(self) -> bool:
+        return self.pause_at is not None and time.monotonic() >= self.pause_at
 
     def _epoch(
         self, train_states: list[torch.Tensor], validation_states: list[torch.Tensor]
     ) -> EpochResult:
         number = len(self.epochs) + 1
-        began = time.perf_counter()
-        done, losses = 0, []
+        underway = self._underway or {"losses": [], "rows": 0, "seconds": 0.0}
+        self._underway = None
+        at_start = self.generator.get_state()
+        began = time.perf_counter() - underway["seconds"]
+        done, losses = underway["rows"], list(underway["losses"])
         with (self.folder / "log.jsonl").open("a") as log:
             for rows, loss in engine.train_epoch(
                 self.adapted,
@@ -185,16 +288,31 @@ class Run:
                 batch_size=self.config.batch_size,
                 generator=self.generator,
                 max_norm=self.config.optimizer.max_norm,
+                shift=self.shift,
+                skip_steps=len(losses),
             ):
                 done += rows
                 losses.append(loss)
                 self.tell(FitEvent(f"epoch {number}", done, len(self.train), loss))
                 seen = (number - 1) * len(self.train) + done
                 log.write(json.dumps({"epoch": number, "rows": seen, "loss": loss}) + "\n")
+                taken = (number - 1) * self.steps_per_epoch + len(losses)
+                if taken > (1 - self.config.average_share) * self.steps:
+                    self.average.add()
+                if self._is_time_up() and len(losses) < self.steps_per_epoch:
+                    spent = time.perf_counter() - began
+                    part = {"losses": losses, "rows": done, "seconds": spent, "start": at_start}
+                    self._save_resume(part)
+                    raise RunPaused
             seconds = time.perf_counter() - began
-            held = engine.validate(
-                self.adapted, self.validation, validation_states, self.config.batch_size * 2
-            )
+            with self.average.in_place():
+                held = engine.validate(
+                    self.adapted,
+                    self.validation,
+                    validation_states,
+                    self.config.batch_size * 2,
+                    self.shift,
+                )
             result = EpochResult(
                 number, sum(losses) / len(losses), held.loss, held.exact_share, seconds
             )
@@ -202,7 +320,7 @@ class Run:
             log.write(json.dumps({**line, **asdict(result)}) + "\n")
         return result
 
-    def _save_resume(self) -> None:
+    def _save_resume(self, underway: dict[str, Any] | None = None) -> None:
         weights = {n: p for n, p in self.adapted.named_parameters() if p.requires_grad}
         state = {
             "config": self.config.model_dump_json(),
@@ -211,13 +329,15 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
             "epochs": [asdict(e) for e in self.epochs],
+            "average": self.average.state(),
+            "underway": underway,
         }
         partial = self.folder / "resume.pt.partial"
         torch.save(state, partial)
         partial.replace(self.folder / "resume.pt")
 
     def _resume(self) -> None:
-        """Go on after the last whole epoch of an interrupted run with the same configuration."""
+        """Go on where an interrupted run with the same configuration was saved: after an epoch, or within one."""
         file = self.folder / "resume.pt"
         if not file.exists():
             return
@@ -230,5 +350,7 @@ class Run:
                 named[name].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.generator.set_state(state["generator"])
+        self._underway = state["underway"]
+        self.generator.set_state((self._underway or {}).get("start", state["generator"]))
+        self.average.restore(state["average"])
         self.epochs = [EpochResult(**e) for e in state["epochs"]]

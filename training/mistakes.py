@@ -1,0 +1,256 @@
+"""Where a student is wrong: rows side by side, slices with more errors than chance, flips, the training rows behind a mistake.
+
+Pure: answers and references in, tables out. Where answers come from is the command's affair.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from scipy import stats
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from router.answer_spec import AnswerSpec
+from training.baselines import text_of
+from training.dataset import Example, class_of
+from training.errors import ConfigError
+from training.metrics import Rate, is_right, rate
+from training.predict import Prediction
+
+Filter = Literal[
+    "wrong", "teacher-right", "teacher-wrong", "disagreement", "unsure", "right", "all"
+]
+FILTERS: tuple[Filter, ...] = get_args(Filter)
+UNSURE = 0.7
+"""Confidence below which an answer counts as unsure."""
+LEAST_ROWS = 8
+"""Smaller slices are not tested: nothing could be shown on them."""
+SIMILAR = 0.25
+"""Cosine of TF-IDF vectors below which no training row counts as similar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One held-out row: what is right, what the teacher said, what the student said."""
+
+    id: str
+    text: str
+    reference: str
+    """Gold where the row has it, else the teacher's answer."""
+    gold: str | None
+    teacher: str | None
+    student: str
+    confidence: float
+    student_right: bool
+    teacher_right: bool | None
+    """None when the row has no gold answer: the teacher cannot be judged by itself."""
+    class_name: str
+
+
+def cases(
+    spec: AnswerSpec, examples: Sequence[Example], answers: Sequence[Prediction]
+) -> list[Case]:
+    """Rows with the student's answers, in order."""
+    form = spec.model_dump(mode="json", by_alias=True)
+    found = []
+    for example, answer in zip(examples, answers, strict=True):
+        reference = (
+            example.gold if example.gold is not None else example.teacher or example.completion
+        )
+        judged = None
+        if example.gold is not None and example.teacher is not None:
+            judged = is_right(spec, example.teacher, example.gold)
+        found.append(
+            Case(
+                id=example.id,
+                text=text_of(example),
+                reference=reference,
+                gold=example.gold,
+                teacher=example.teacher,
+                student=answer.text,
+                confidence=answer.confidence,
+                student_right=is_right(spec, answer.text, reference),
+                teacher_right=judged,
+                class_name=class_of(example.completion, form) or "",
+            )
+        )
+    return found
+
+
+def choose(
+    rows: Iterable[Case], which: str = "wrong", *, class_name: str | None = None, search: str | None = None
+) -> list[Case]:  # fmt: skip
+    """Rows of one kind, the student's surest answers first: a sure mistake teaches most.
+
+    Raises:
+        ConfigError: an unknown filter.
+    """
+    if which not in FILTERS:
+        raise ConfigError(f"--filter {which!r}: allowed: {', '.join(FILTERS)}")
+    wanted = {
+        "wrong": lambda c: not c.student_right,
+        "teacher-right": lambda c: not c.student_right and c.teacher_right is True,
+        "teacher-wrong": lambda c: not c.student_right and c.teacher_right is False,
+        "disagreement": lambda c: c.teacher is not None and c.teacher.strip() != c.student.strip(),
+        "unsure": lambda c: c.confidence < UNSURE,
+        "right": lambda c: c.student_right,
+        "all": lambda c: True,
+    }[which]
+    found = [
+        c
+        for c in rows
+        if wanted(c)
+        and (class_name is None or c.class_name == class_name)
+        and (search is None or search.lower() in c.text.lower())
+    ]
+    return sorted(found, key=lambda c: (c.student_right, -c.confidence))
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Rows that share something, and how often the student is wrong on them."""
+
+    name: str
+    errors: Rate
+    elsewhere: Rate
+    p_value: float
+    """One-sided Fisher test against the other rows, corrected by Holm over all slices that were tested."""
+
+
+def slices(rows: Sequence[Case], words: int = 40) -> list[Slice]:
+    """Slices by class, length, the teacher's verdict, confidence and frequent words; the most suspicious first."""
+    named = {**_plain_slices(rows), **_word_slices(rows, words)}
+    wrong = np.array([not c.student_right for c in rows])
+    tested = []
+    for name, members in named.items():
+        inside = int(members.sum())
+        if inside < LEAST_ROWS or len(rows) - inside < LEAST_ROWS:
+            continue
+        bad, other = int(wrong[members].sum()), int(wrong[~members].sum())
+        table = [[bad, inside - bad], [other, len(rows) - inside - other]]
+        p_value = float(stats.fisher_exact(table, alternative="greater").pvalue)
+        tested.append(Slice(name, rate(bad, inside), rate(other, len(rows) - inside), p_value))
+    return _holm(tested)
+
+
+def _plain_slices(rows: Sequence[Case]) -> dict[str, np.ndarray]:
+    found = {}
+    for name in sorted({c.class_name for c in rows}):
+        found[f"class {name}"] = np.array([c.class_name == name for c in rows])
+    lengths = np.array([len(c.text) for c in rows])
+    ends = np.quantile(lengths, [0.25, 0.5, 0.75]) if len(rows) else np.zeros(3)
+    bounds = [0.0, *map(float, ends), float("inf")]
+    for low, high in itertools.pairwise(bounds):
+        if high > low:
+            upper = "up" if high == float("inf") else f"{high:.0f}"
+            found[f"length {low:.0f}-{upper} characters"] = (lengths >= low) & (lengths < high)
+    if any(c.teacher_right is not None for c in rows):
+        found["the teacher is wrong too"] = np.array([c.teacher_right is False for c in rows])
+    found[f"confidence below {UNSURE}"] = np.array([c.confidence < UNSURE for c in rows])
+    return found
+
+
+def _word_slices(rows: Sequence[Case], most: int) -> dict[str, np.ndarray]:
+    if not any(c.text.strip() for c in rows):
+        return {}
+    counter = TfidfVectorizer(binary=True, use_idf=False, norm=None, min_df=min(LEAST_ROWS, len(rows)), max_df=0.5, ngram_range=(1, 2), max_features=most)  # fmt: skip
+    try:
+        matrix = counter.fit_transform([c.text for c in rows]).toarray() > 0
+    except ValueError:  # no word is frequent enough
+        return {}
+    return {f"has “{word}”": matrix[:, i] for i, word in enumerate(counter.get_feature_names_out())}
+
+
+def _holm(tested: Sequence[Slice]) -> list[Slice]:
+    ordered = sorted(tested, key=lambda s: s.p_value)
+    corrected, above = [], 0.0
+    for place, one in enumerate(ordered):
+        above = max(above, min(1.0, one.p_value * (len(ordered) - place)))
+        corrected.append(Slice(one.name, one.errors, one.elsewhere, above))
+    return corrected
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """Rows on which two students differ in being right."""
+
+    fixed: tuple[str, ...]
+    """Wrong before, right now."""
+    broken: tuple[str, ...]
+    """Right before, wrong now."""
+    p_value: float
+    """McNemar's exact test: whether as many are fixed as broken."""
+
+
+def flips(before: Sequence[Case], now: Sequence[Case]) -> Flips:
+    """What changed between two evaluations of the same rows; rows that only one has are left out."""
+    from training.statistics import mcnemar
+
+    old = {c.id: c.student_right for c in before}
+    both = [c for c in now if c.id in old]
+    return Flips(
+        fixed=tuple(c.id for c in both if c.student_right and not old[c.id]),
+        broken=tuple(c.id for c in both if not c.student_right and old[c.id]),
+        p_value=mcnemar([c.student_right for c in both], [old[c.id] for c in both]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A training row near a mistake."""
+
+    id: str
+    text: str
+    label: str
+    similarity: float
+    conflicts: bool
+    """Its label is not what would have been right: it may have taught the mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The training rows nearest to a mistake."""
+
+    case_id: str
+    neighbours: tuple[Neighbour, ...]
+    has_similar: bool
+    """False: nothing like it was trained on, so rows of its kind are missing."""
+    verdict: str
+
+
+def trace(
+    spec: AnswerSpec, mistakes: Sequence[Case], train: Sequence[Example], count: int = 3
+) -> list[Trace]:
+    """The `count` nearest training rows of each mistake, by cosine of word and word-pair TF-IDF."""
+    if not mistakes or not train:
+        return []
+    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    known = features.fit_transform([text_of(e) for e in train])
+    asked = features.transform([c.text for c in mistakes])
+    near = (asked @ known.T).toarray()
+    found = []
+    for case, row in zip(mistakes, near, strict=True):
+        best = np.argsort(-row, kind="stable")[:count]
+        neighbours = tuple(
+            Neighbour(
+                train[i].id, text_of(train[i]), train[i].completion, float(row[i]),
+                not is_right(spec, train[i].completion, case.reference),
+            )
+            for i in best
+        )  # fmt: skip
+        similar = [n for n in neighbours if n.similarity >= SIMILAR]
+        found.append(Trace(case.id, neighbours, bool(similar), _verdict(similar)))
+    return found
+
+
+def _verdict(similar: Sequence[Neighbour]) -> str:
+    if not similar:
+        return "no similar training row: add rows of this kind"
+    against = sum(n.conflicts for n in similar)
+    if against == len(similar):
+        return "similar training rows say otherwise: check their labels"
+    if against:
+        return "similar training rows contradict each other: check their labels"
+    return "similar training rows are right: more of them, more steps or a bigger model"
