@@ -15,6 +15,7 @@ def _mount() -> None:
         evaluate_command,
         experiment_command,
         fit_command,
+        label_command,
         mistakes_command,
         publish_command,
         study_command,
@@ -22,6 +23,7 @@ def _mount() -> None:
 
     for module in (
         build_command,
+        label_command,
         curate_command,
         fit_command,
         evaluate_command,
