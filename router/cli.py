@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from router import keys_commands, policy_commands
+from router import keys_commands, policy_commands, ship_command
 
 app = typer.Typer(
     no_args_is_help=True,
     help="The front door: decides teacher, student or both, and logs what happened.",
 )
 policy_commands.register(app)
+ship_command.register(app)
 app.add_typer(keys_commands.app, name="keys")
 err = Console(stderr=True)
 

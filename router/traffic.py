@@ -11,19 +11,17 @@ raised: the call goes on. Segments of a folder are read in the order of their na
 import contextlib
 import datetime
 import errno
-import heapq
 import logging
-import math
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from router.records import Feedback, LateAnswer, Line, Record, dump, load, merge
+from router.records import NO_BODY, Feedback, LateAnswer, Line, Record, dump, load, merge
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +129,7 @@ class _Writer:
         if fd is not None and path is not None:
             os.close(fd)
             with contextlib.suppress(FileNotFoundError):  # somebody took the segment away
-                path.rename(_closed(path))
+                path.rename(closed_name(path))
 
     def _segment(self, more: int) -> int:
         now = self._now()
@@ -150,7 +148,7 @@ class _Writer:
         self._directory.mkdir(parents=True, exist_ok=True)
         while True:
             path = self._directory / f"{start:%Y%m%dT%H%M%S.%f}-{os.getpid()}{OPEN}"
-            if not path.exists() and not _closed(path).exists():
+            if not path.exists() and not closed_name(path).exists():
                 return path
             start += datetime.timedelta(microseconds=1)
 
@@ -160,10 +158,11 @@ class _Writer:
             pid = path.name.removesuffix(OPEN).rpartition("-")[2]
             if pid.isdigit() and not _is_writing(int(pid), started_at(path)):
                 with contextlib.suppress(FileNotFoundError):  # a sister process was quicker
-                    path.rename(_closed(path))
+                    path.rename(closed_name(path))
 
 
-def _closed(path: Path) -> Path:
+def closed_name(path: Path) -> Path:
+    """What an open segment is called when it is closed."""
     return path.with_name(path.name.replace(OPEN, CLOSED))
 
 
@@ -200,7 +199,7 @@ def lines(segment: Path) -> Iterator[Line]:
     try:
         file: BinaryIO = segment.open("rb")
     except FileNotFoundError:  # rotated under our eyes: its closed name is read instead
-        closed = _closed(segment)
+        closed = closed_name(segment)
         if closed == segment or not closed.exists():
             return
         file = closed.open("rb")
@@ -214,71 +213,64 @@ def lines(segment: Path) -> Iterator[Line]:
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 bad.append(number)
         if bad:
-            logger.warning(
-                "%s: %d lines are not records and are skipped, the first is line %d",
-                segment, len(bad), bad[0],
-            )  # fmt: skip
+            warn_of(segment, len(bad), bad[0])
 
 
 def scan(
-    directory: Path | str,
+    log: Path | str | Sequence[Path | str],
     *,
     routes: Collection[str] | None = None,
     since: float | None = None,
     until: float | None = None,
+    bodies: bool = True,
 ) -> Iterator[Record]:
-    """Records in time order of their segments, their late answers and feedback merged in.
+    """Records in order of time, their late answers and feedback merged in; memory does not grow with the log.
 
-    Records are held back until no late answer can follow, at most `LATE_SECONDS` of traffic, and all feedback is in
-    memory (it is rare and small); otherwise memory does not grow with the log.
+    All feedback is in memory (it is rare and small). A late answer is one that settled within `LATE_SECONDS`.
 
     Args:
+        log: a folder of segments; a shipped log's folder or URL (`s3://…`); or several of them, which are read as one:
+            a segment that is shipped already is then read there only.
         routes: only these routes.
         since, until: only records with since <= at < until, epoch seconds.
+        bodies: False leaves the bodies of requests and replies out; a shipped log then does not even fetch them.
+
+    Raises:
+        SettingsError: the URL is of no known kind.
+        StoreError: a shipped log cannot be read.
     """
-    waiting: dict[str, Record] = {}
-    late = _feedback(Path(directory))
-    newest = 0.0
-    for line in _in_order(Path(directory), since, until):
-        newest = max(newest, line.at)
-        if isinstance(line, Record):
-            if _wanted(line, routes, since, until):
-                waiting[line.id] = line
-        elif isinstance(line, LateAnswer) and line.id in waiting:
-            late.setdefault(line.id, []).append(line)
-        yield from _ready(waiting, late, newest - LATE_SECONDS)
-    yield from _ready(waiting, late, math.inf)
+    from router.logs import scan_logs  # shipped logs need pyarrow, segments do not
+
+    places = [log] if isinstance(log, Path | str) else list(log)
+    return scan_logs(places, routes=routes, since=since, until=until, bodies=bodies)
 
 
-def _feedback(directory: Path) -> dict[str, list[LateAnswer | Feedback]]:
-    found: dict[str, list[LateAnswer | Feedback]] = {}
-    for segment in segments(directory / FEEDBACK):
-        for line in lines(segment):
-            if isinstance(line, Feedback):
-                found.setdefault(line.id, []).append(line)
-    return found
+def settled(
+    record: Record,
+    late: Iterable[LateAnswer],
+    feedback: Iterable[Feedback],
+    *,
+    bodies: bool = True,
+) -> Record:
+    """The record with what came later, in order of time; a line that came twice counts once."""
+    found: list[LateAnswer | Feedback] = []
+    for line in [*sorted(late, key=_late_order), *sorted(feedback, key=lambda line: line.at)]:
+        if line not in found:
+            found.append(line)
+    if found:
+        record = merge(record, found)
+    if bodies:
+        return record
+    answers = tuple(msgspec.structs.replace(a, body=NO_BODY) for a in record.answers)
+    return msgspec.structs.replace(record, request=NO_BODY, answers=answers)
 
 
-def _ready(
-    waiting: dict[str, Record], late: dict[str, list[LateAnswer | Feedback]], before: float
-) -> Iterator[Record]:
-    """Take out records older than `before`, what came later laid over them."""
-    while waiting:
-        oldest = next(iter(waiting.values()))
-        if oldest.at > before:
-            return
-        del waiting[oldest.id]
-        yield merge(oldest, late.pop(oldest.id, ()))
+def _late_order(line: LateAnswer) -> tuple[float, str, str]:
+    return line.at, line.answer.purpose, line.answer.backend
 
 
-def _in_order(directory: Path, since: float | None, until: float | None) -> Iterator[Line]:
-    """Lines of all segments that may hold what is asked for. Segments of several workers overlap in time: each is
-    merged in by its lines' own times."""
-    chosen = [s for s in segments(directory) if _may_hold(s, since, until)]
-    return heapq.merge(*(lines(s) for s in chosen), key=lambda line: line.at)
-
-
-def _may_hold(segment: Path, since: float | None, until: float | None) -> bool:
+def may_hold(segment: Path, since: float | None, until: float | None) -> bool:
+    """Whether a segment may hold records of a time, or late answers to them."""
     start = started_at(segment)
     if start is None:
         return True
@@ -290,11 +282,9 @@ def _may_hold(segment: Path, since: float | None, until: float | None) -> bool:
         return True
 
 
-def _wanted(
-    record: Record, routes: Collection[str] | None, since: float | None, until: float | None
-) -> bool:
-    return (
-        (routes is None or record.route in routes)
-        and (since is None or record.at >= since)
-        and (until is None or record.at < until)
-    )
+def warn_of(segment: Path, bad: int, first: int | None) -> None:
+    """Log that lines of a segment are skipped, and the first one's number where it is known."""
+    logger.warning(
+        "%s: %d lines are not records and are skipped%s",
+        segment, bad, "" if first is None else f", the first is line {first}",
+    )  # fmt: skip
