@@ -149,7 +149,10 @@ def page(state: State) -> type[BaseHTTPRequestHandler]:
             is_ready = state.synced_at > 0
             status, text = {
                 "/health": (200, "ok"),
-                "/ready": (200 if is_ready else 503, state.last_error or ("ready" if is_ready else "first pass")),
+                "/ready": (
+                    200 if is_ready else 503,
+                    state.last_error or ("ready" if is_ready else "first pass"),
+                ),
                 "/metrics": (200, state.metrics()),
             }.get(self.path, (404, "not found"))
             body = text.encode()
@@ -170,19 +173,25 @@ def watch(source: str, target: str, state: State, stop: threading.Event) -> None
     while not stop.is_set():
         try:
             sync(Place(source), Place(target), state)
-        except Exception as why:  # the outermost loop: stores fail in many ways, and all of them pass
+        except (
+            Exception
+        ) as why:  # the outermost loop: stores fail in many ways, and all of them pass
             state.errors += 1
             state.last_error = f"{type(why).__name__}: {why}"
-            logger.error("pass failed: %s", state.last_error)
+            logger.exception("pass failed")
         stop.wait(state.every_seconds)
 
 
 def main() -> int:
     """Run until SIGTERM, or once."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--from", dest="source", required=True, help="folder or s3:// address")
     parser.add_argument("--to", dest="target", required=True, help="folder or s3:// address")
-    parser.add_argument("--once", action="store_true", help="one pass; status 1 when something was not copied")
+    parser.add_argument(
+        "--once", action="store_true", help="one pass; status 1 when something was not copied"
+    )
     parser.add_argument("--every", type=float, default=15.0, help="seconds between two passes")
     parser.add_argument("--port", type=int, default=8090, help="health page")
     args = parser.parse_args()

@@ -37,7 +37,11 @@ status, text = ask(f"{ROUTER}/health")
 demand(status == 200, "the router is alive", status)
 status, text = ask(f"{ADMIN}/ready")
 demand(status == 200 and json.loads(text)["ready"], "a policy is in force", text)
-chat = {"model": os.environ["MODEL"], "messages": [{"role": "user", "content": "Say ok."}], "max_tokens": 5}
+chat = {
+    "model": os.environ["MODEL"],
+    "messages": [{"role": "user", "content": "Say ok."}],
+    "max_tokens": 5,
+}
 status, text = ask(f"{ROUTER}/v1/chat/completions", chat)
 if status in (401, 403) and not os.environ.get("KEY"):
     demand(True, "callers need a key, and none is given to this test", status)

@@ -231,6 +231,7 @@ projected:
 {{- .Values.policy.text | replace "${STUDENT_URL}" (include "graduate.studentUrl" .) }}
 {{- end }}
 
+{{/* A number is a float in helm 4 and text in helm 3 (json.Number): tests on 0 go through int everywhere. */}}
 {{/* Flags as arguments: true is the bare flag, false is left out, a list is the flag again and again. */}}
 {{- define "graduate.flags" -}}
 {{- range $key, $value := . }}
@@ -276,7 +277,7 @@ projected:
 {{- if and .Values.training.enabled (not (include "graduate.hasState" .)) }}
 {{- fail "training needs state.claim: it reads the traffic log there and keeps datasets and runs" }}
 {{- end }}
-{{- if and .Values.router.autoscaling.enabled (not .Values.router.autoscaling.targetCPU) (not .Values.router.autoscaling.targetInFlight) }}
+{{- if and .Values.router.autoscaling.enabled (eq 0 (add (int .Values.router.autoscaling.targetCPU) (int .Values.router.autoscaling.targetInFlight) | int)) }}
 {{- fail "router.autoscaling: give targetCPU or targetInFlight" }}
 {{- end }}
 {{- $names := list }}

@@ -13,7 +13,7 @@ environment into the container `node`, so fit runs there; build runs before it, 
 {{- $script = append $script (printf "python /etc/graduate/sync/sync_adapters.py --once --from /var/lib/graduate/adapters --to %s" .Values.state.registryUrl) }}
 {{- end }}
 {{- end }}
-{{- $script = regexReplaceAll "\\$\\(RUN\\)" (join "\n" $script) "$RUN" }}
+{{- $script := join "\n" $script | replace "$(RUN)" "${RUN}" }}
 {{- $node := include "graduate.trainingStep" (dict "root" . "name" "node" "words" (list "sh" "-c" $script)) | fromYaml }}
 {{- if .Values.state.registryUrl }}
 {{- $_ := set $node "volumeMounts" (append $node.volumeMounts (dict "name" "sync-script" "mountPath" "/etc/graduate/sync" "readOnly" true)) }}

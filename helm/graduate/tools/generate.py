@@ -61,18 +61,24 @@ def documented(text: str) -> dict[tuple[str, ...], Value]:
     return found
 
 
-def leaves(values: Any, docs: dict[tuple[str, ...], Value], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(
+    values: Any, docs: dict[tuple[str, ...], Value], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Key paths that the table has a line for, with their defaults."""
     for key, default in values.items():
         here = (*path, key)
-        is_section = isinstance(default, dict) and any(p[: len(here)] == here and len(p) > len(here) for p in docs)
+        is_section = isinstance(default, dict) and any(
+            p[: len(here)] == here and len(p) > len(here) for p in docs
+        )
         if is_section:
             yield from leaves(default, docs, here)
         else:
             yield here, default
 
 
-def schema_of(values: dict[str, Any], docs: dict[tuple[str, ...], Value], path: tuple[str, ...] = ()) -> dict[str, Any]:
+def schema_of(
+    values: dict[str, Any], docs: dict[tuple[str, ...], Value], path: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """JSON Schema of one mapping of values."""
     properties: dict[str, Any] = {}
     known = {p for p, _ in leaves(values, docs, path)}
@@ -95,7 +101,14 @@ def schema_of(values: dict[str, Any], docs: dict[tuple[str, ...], Value], path: 
 def _typed(default: Any, given: dict[str, Any] | None) -> dict[str, Any]:
     if given and ("$ref" in given or "type" in given or "enum" in given):
         return given
-    kinds = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    kinds = {
+        bool: "boolean",
+        int: "integer",
+        float: "number",
+        str: "string",
+        list: "array",
+        dict: "object",
+    }
     return {"type": kinds[type(default)], **(given or {})}
 
 
@@ -109,13 +122,21 @@ def _definitions() -> dict[str, Any]:
         shape = {"type": "object", "additionalProperties": False, "properties": properties}
         return {**shape, "required": list(required)} if required else shape
 
-    image = closed(registry=text, repository={"type": "string", "minLength": 1}, tag=text, digest={"type": "string", "pattern": "^(|sha256:[0-9a-f]{64})$"})
+    image = closed(
+        registry=text,
+        repository={"type": "string", "minLength": 1},
+        tag=text,
+        digest={"type": "string", "pattern": "^(|sha256:[0-9a-f]{64})$"},
+    )
     persistence = closed(
         enabled={"type": "boolean"}, size=text, storageClassName=text, annotations=texts, existingClaim=text,
         accessModes={"type": "array", "items": {"enum": ["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]}, "minItems": 1},
     )  # fmt: skip
     value = {"type": ["string", "number", "boolean"]}
-    flags = {"type": "object", "additionalProperties": {"anyOf": [value, {"type": "array", "items": value}]}}
+    flags = {
+        "type": "object",
+        "additionalProperties": {"anyOf": [value, {"type": "array", "items": value}]},
+    }
     pod = closed(
         annotations=texts, labels=texts, nodeSelector=texts, tolerations=objects, affinity=free,
         topologySpreadConstraints=objects, priorityClassName=text, runtimeClassName=text, schedulerName=text,
@@ -190,7 +211,9 @@ def main() -> int:
     stale = [path for path, new in made.items() if not path.exists() or path.read_text() != new]
     if "--check" in sys.argv[1:]:
         for path in stale:
-            sys.stderr.write(f"{path} is not what values.yaml makes of it: run {Path(__file__).name}\n")
+            sys.stderr.write(
+                f"{path} is not what values.yaml makes of it: run {Path(__file__).name}\n"
+            )
         return 1 if stale else 0
     for path in stale:
         path.write_text(made[path])
