@@ -44,7 +44,7 @@ def _wait(target: Target, started: subprocess.Popen[bytes], log: Path) -> None:
     while not target.is_ready():
         if started.poll() is not None or time.monotonic() > until:
             said = log.read_text(errors="replace")[-1500:]
-            raise DidNotStart(f"{started.args} never answered; it printed:\n{said}")
+            raise DidNotStart(f"{started.args!r} never answered; it printed:\n{said}")
         time.sleep(0.2)
 
 
