@@ -1,0 +1,1 @@
+"""Graduate's own services under a told story, a real Prometheus that scrapes them, and the dashboards' queries asked of it."""

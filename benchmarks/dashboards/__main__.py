@@ -1,0 +1,51 @@
+"""Draw docs/images/dashboard-*.png: `python -m benchmarks.dashboards --out docs/images`. Needs prometheus on the PATH."""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.dashboards.draw import View, draw
+from benchmarks.dashboards.place import Place
+from benchmarks.dashboards.prometheus import NoPrometheus
+from benchmarks.dashboards.story import Story, Traffic
+from monitoring.dashboards import BOARDS
+
+
+def main() -> int:
+    """Tell the story, then ask every panel's queries and draw the answers."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dashboards", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder of the PNGs")
+    parser.add_argument("--part", type=float, default=25.0, help="seconds of each part at least")
+    parser.add_argument("--per-second", type=float, default=20.0, help="requests a second")
+    parser.add_argument("--route", default=".*", help="value of the route variable")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="graduate-dashboards-") as root:
+        hold = 2 * given.part + 15
+        place = Place(Path(root), tick_seconds=4, hold_seconds=hold)
+        try:
+            place.start()
+        except NoPrometheus as why:
+            print(f"error: {why}", file=sys.stderr)
+            return 2
+        traffic = Traffic(place, per_second=given.per_second)
+        traffic.start()
+        start = time.time()
+        try:
+            Story(place, traffic, given.part).run(
+                lambda part: print(f"{time.time() - start:6.0f} s  {part}", file=sys.stderr)
+            )
+            view = View(place.prometheus, start, time.time(), route=given.route)
+            for board in BOARDS:
+                path = given.out / f"dashboard-{board.uid.removeprefix('graduate-')}.png"
+                draw(board, view, path)
+                print(path)
+        finally:
+            traffic.stop()
+            place.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
