@@ -35,11 +35,7 @@ def batch_of(kind: type[S], values: Sequence[S], text: pa.DataType | None = None
         pa.ArrowInvalid: a body is not UTF-8; `text=pa.binary()` takes it.
     """
     schema = schema_of(kind, text)
-    arrays = [
-        _encode([getattr(value, field.name) for value in values], _hints(kind)[field.name], field)
-        for field in schema
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    return pa.RecordBatch.from_arrays(_encode_fields(values, kind, list(schema)), schema=schema)
 
 
 def with_column(
@@ -54,7 +50,7 @@ def tuples_of(
 ) -> pa.Array:
     """A column that has a list of structs in each row."""
     hint = tuple[kind, ...]  # type: ignore[valid-type]
-    return _encode(list(values), hint, pa.field("", _arrow(hint, text or pa.string())))
+    return _encode(values, hint, pa.field("", _arrow(hint, text or pa.string())))
 
 
 def lists_of(kind: type[S], column: pa.Array) -> list[tuple[S, ...]]:
@@ -135,7 +131,7 @@ def _arrow(hint: Any, text: pa.DataType) -> pa.DataType:
     return _SCALARS[hint]
 
 
-def _encode(values: list[Any], hint: Any, field: pa.Field) -> pa.Array:
+def _encode(values: Sequence[Any], hint: Any, field: pa.Field) -> pa.Array:
     hint, kind = _bare(hint), field.type
     if hint is msgspec.Raw:
         return pa.array([bytes(v) or None for v in values], kind)
@@ -155,33 +151,46 @@ def _encode(values: list[Any], hint: Any, field: pa.Field) -> pa.Array:
     return pa.array(values, kind)
 
 
-def _encode_structs(values: list[Any], hint: type[msgspec.Struct], kind: pa.StructType) -> pa.Array:
+def _encode_structs(
+    values: Sequence[Any], hint: type[msgspec.Struct], kind: pa.StructType
+) -> pa.Array:
     is_null = [v is None for v in values]
-    some = any(is_null)
+    mask = None
+    if any(is_null):
+        mask = pa.array(is_null, pa.bool_())
+        values = [_blank(hint) if v is None else v for v in values]
     fields = list(kind)
-    children = []
-    for child in fields:
-        column = (
-            [None if v is None else getattr(v, child.name) for v in values]
-            if some
-            else [getattr(v, child.name) for v in values]
-        )
-        if some:
-            column = _filled(column, _hints(hint)[child.name])
-        children.append(_encode(column, _hints(hint)[child.name], child))
-    mask = pa.array(is_null, pa.bool_()) if some else None
-    return pa.StructArray.from_arrays(children, fields=fields, mask=mask)
+    return pa.StructArray.from_arrays(
+        _encode_fields(values, hint, fields), fields=fields, mask=mask
+    )
 
 
-def _filled(column: list[Any], hint: Any) -> list[Any]:
-    """Below a null struct stands nothing; containers need an empty one there."""
-    empty: Any = {dict: {}, tuple: ()}.get(typing.get_origin(_bare(hint)))
-    if _bare(hint) is msgspec.Raw:
-        empty = NO_BODY
-    return column if empty is None else [empty if v is None else v for v in column]
+def _encode_fields(
+    values: Sequence[Any], kind: type[msgspec.Struct], fields: Sequence[pa.Field]
+) -> list[pa.Array]:
+    rows = map(msgspec.structs.astuple, values)
+    columns = list(zip(*rows, strict=True)) or [()] * len(fields)
+    return [
+        _encode(column, _hints(kind)[field.name], field)
+        for column, field in zip(columns, fields, strict=True)
+    ]
 
 
-def _integers(values: list[int | None], kind: pa.DataType) -> pa.Array:
+@functools.cache
+def _blank(kind: type[msgspec.Struct]) -> msgspec.Struct:
+    """What stands below a null: nothing, but containers need an empty one."""
+    return kind(*(_blank_value(_hints(kind)[name]) for name in kind.__struct_fields__))
+
+
+def _blank_value(hint: Any) -> Any:
+    if _is_struct(hint):
+        return _blank(hint)
+    return {dict: {}, tuple: (), None: NO_BODY if hint is msgspec.Raw else None}.get(
+        typing.get_origin(hint)
+    )
+
+
+def _integers(values: Sequence[int | None], kind: pa.DataType) -> pa.Array:
     try:
         return pa.array(values, kind)
     except (OverflowError, pa.ArrowInvalid):

@@ -236,7 +236,7 @@ def wait_seconds(failures: int, draw: float | None = None) -> float:
     Args:
         draw: 0-1, random when none is given: shippers of many routers do not come back in one moment.
     """
-    longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(failures - 1, 16))
+    longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** min(failures - 1, 16))
     return longest * (0.5 + 0.5 * (random.random() if draw is None else draw))
 
 

@@ -253,8 +253,10 @@ def settled(
     bodies: bool = True,
 ) -> Record:
     """The record with what came later, in order of time; a line that came twice counts once."""
+    later: list[LateAnswer | Feedback] = [*sorted(late, key=_late_order)]
+    later += sorted(feedback, key=lambda line: line.at)
     found: list[LateAnswer | Feedback] = []
-    for line in [*sorted(late, key=_late_order), *sorted(feedback, key=lambda line: line.at)]:
+    for line in later:
         if line not in found:
             found.append(line)
     if found:

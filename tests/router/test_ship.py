@@ -74,7 +74,7 @@ def late(number: int, at: float, route: str = "mail", purpose: Any = "shadow") -
 STRANGE: list[Line] = [
     record(900, START + 1, answers=(), request=NO_BODY),  # a route without text
     record(901, START + 2, request=msgspec.Raw(b'{"m":"[EMAIL] [PHONE]"}')),
-    record(902, START + 3, request=msgspec.Raw(b'"' + b"x" * 3_000_000 + b'"')),
+    record(902, START + 3, request=msgspec.Raw(b'"' + b"x" * 1_000_000 + b'"')),
     record(903, START + 4, request=msgspec.Raw('{"m":"Grüße \\ud83d\\ude00 漢字"}'.encode())),
     record(904, START + 5, answers=(Answer("teacher", "up", "big", error="timeout"),), served_by="none", status=504),
     record(905, START + 6, feedback=(Feedback("r905", START + 7, "mail", 1.0),), comparison=Comparison("exact", None, comparable=False)),
@@ -101,7 +101,7 @@ def write(folder: Path, lines: list[Line], size: int, pid: int = 7) -> None:
                 out.write(b"".join(map(dump, part)))
 
 
-def traffic(num: int = 300) -> list[Line]:
+def traffic(num: int = 120) -> list[Line]:
     """Records of several routes over days, two of three shadowed at once or minutes later, some with feedback."""
     lines: list[tuple[float, Line]] = []
     for number in range(num):
@@ -133,26 +133,33 @@ def shipped(folder: Path, to: Path) -> Shipper:
 def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Segments, and the same shipped."""
     root = tmp_path_factory.mktemp("log")
-    write(root / "traffic", traffic(), 40)
+    write(root / "traffic", traffic(), 60)
     shipped(root / "traffic", root / "store")
     return root / "traffic", root / "store"
 
 
 def test_a_shipped_log_has_the_same_records_in_the_same_order(log: tuple[Path, Path]) -> None:
     local, store = (list(scan(place)) for place in log)
-    assert len(local) == 307
+    assert len(local) == 127
     assert [r.id for r in store] == [r.id for r in local]
     assert store == local
     by_id = {r.id: r for r in store}
     assert [a.purpose for a in by_id["r901"].answers] == ["reply", "shadow", "noise"]
     assert by_id["r10"].feedback[0].correction == "better ü"
-    assert sum(len(r.answers) == 2 for r in store) > 190
+    assert sum(len(r.answers) == 2 for r in store) > 75
 
 
-@pytest.mark.parametrize("bodies", [True, False])
-@pytest.mark.parametrize("routes", [None, ["mail"], ["a/b c%", ""], []])
 @pytest.mark.parametrize(
-    ("since", "until"), [(None, None), (3600, 7200), (3661.5, None), (None, 5), (5000, 5000)]
+    ("routes", "since", "until", "bodies"),
+    [
+        (None, None, None, False),
+        (["mail"], None, None, True),
+        (["a/b c%", ""], 3600, 7200, True),
+        (None, 3661.5, None, False),
+        (["mail", "chat"], None, 5, False),
+        (None, 5000, 5000, True),
+        ([], None, None, True),
+    ],
 )
 def test_pruned_by_route_time_and_bodies_both_forms_give_the_same(
     log: tuple[Path, Path], routes: Any, since: Any, until: Any, bodies: bool
@@ -294,9 +301,9 @@ def test_a_body_that_is_not_utf8_and_a_number_past_64_bits_do_not_stop_the_log(
 
 
 def test_a_log_in_two_places_is_read_as_one(tmp_path: Path) -> None:
-    lines = traffic(200)
-    write(tmp_path / "all", lines, 25)
-    write(tmp_path / "traffic", lines, 25)
+    lines = traffic(100)
+    write(tmp_path / "all", lines, 20)
+    write(tmp_path / "traffic", lines, 20)
     everything = segments(tmp_path / "traffic")
     hidden = tmp_path / "later"
     hidden.mkdir()
@@ -331,7 +338,7 @@ class Dying(LogStore):
             raise Killed
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_order_of_lines_and_any_kill_gives_each_record_once(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -339,18 +346,16 @@ def test_any_order_of_lines_and_any_kill_gives_each_record_once(
     root = tmp_path_factory.mktemp("kill")
     seed = data.draw(st.integers(0, 2**32))
     rng = random.Random(seed)
-    lines = traffic(data.draw(st.integers(1, 40)))
-    jitter = data.draw(st.sampled_from([0.0, 5.0, 290.0]))
-    lines.sort(key=lambda line: line.at + rng.uniform(0, jitter))
-    lines += (
-        rng.sample(lines, 2)[: data.draw(st.integers(0, 2))]
-        if jitter == 0 and len(lines) < 30
-        else []
-    )
+    lines = traffic(data.draw(st.integers(1, 25)))
+    longest = data.draw(st.sampled_from([0.0, 5.0, 290.0]))
+    took = {id(line): rng.uniform(0, longest) * isinstance(line, Record) for line in lines}
+    lines.sort(key=lambda line: line.at + took[id(line)])  # written when the request ends
+    if data.draw(st.booleans()):
+        lines += lines[-3:]  # written twice
     write(root / "traffic", lines, data.draw(st.integers(1, 30)))
     expected = list(scan(root / "traffic"))
     assert len(expected) == len({line.id for line in lines if isinstance(line, Record)})
-    for puts in data.draw(st.lists(st.integers(0, 40), max_size=4)):
+    for puts in data.draw(st.lists(st.integers(0, 40), max_size=3)):
         store = Dying(root / "store", puts, data.draw(st.booleans()))
         try:
             shipper(root / "traffic", store, keep_seconds=0).sweep()
