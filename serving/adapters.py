@@ -69,6 +69,7 @@ class Adapters:
         self._loader: ThreadPoolExecutor | None = None
         self.residency = residency
         self.weights: dict[AdapterRef, LoraWeights] = {}
+        self._resident: dict[str, AdapterRef] = {}
         self.loads = Loads()
 
     def start(self) -> None:
@@ -86,17 +87,20 @@ class Adapters:
         for waiter in [w for waiters in loads.pending.values() for w in waiters]:
             settle(waiter, why)
 
-    def resolve(self, adapter_id: str | None) -> AdapterRef | None:
-        """The version that an id means.
+    async def resolve(self, adapter_id: str | None) -> AdapterRef | None:
+        """The version that an id means. A resident one is known; others are asked for in a thread: it may be a bucket.
 
         Raises:
             AdapterFailed: none in the registry.
         """
         if adapter_id is None:
             return None
+        known = self._resident.get(adapter_id)
+        if known is not None:
+            return known
         try:
-            return self._registry.resolve(adapter_id)
-        except RegistryError as why:
+            return await asyncio.to_thread(self._registry.resolve, adapter_id)
+        except (RegistryError, OSError) as why:
             raise AdapterFailed(str(why)) from why
 
     def refuse_if_failed(self, ref: AdapterRef | None) -> None:
@@ -145,8 +149,8 @@ class Adapters:
                 f"adapter {ref.id} was made for base model {manifest.base_model} "
                 f"({manifest.base_model_digest}); served is {self._base.id} ({self._base.digest})"
             )
-        folder, decoder = self._registry.open_local(ref), self._engine.decoder
-        weights = load_lora(ref.id, folder, decoder.widths(), decoder.num_layers)
+        folder = self._registry.open_local(ref)
+        weights = load_lora(ref.id, folder, self._engine.decoder.places())
         check_digest(ref, folder, manifest.digest)
         return weights
 
@@ -191,8 +195,9 @@ class Adapters:
         if plan.refusal is not None:
             return
         for adapter_id in plan.evict:
-            self.evict(self._ref(adapter_id))
+            self.evict(self._resident[adapter_id])
         self.weights[ref] = weights
+        self._resident[ref.id] = ref
         self.residency.admit(ref.id, weights.num_bytes, time.perf_counter())
         self.loads.failed.pop(ref, None)
         self._settle_current(None)
@@ -213,14 +218,9 @@ class Adapters:
             if number >= first and r is not None and r.id in going
         }
 
-    @staticmethod
-    def _ref(adapter_id: str) -> AdapterRef:
-        name, _, version = adapter_id.partition("/")
-        return AdapterRef(name, int(version))
-
     def evict(self, ref: AdapterRef) -> None:
         """An adapter is not resident afterwards; rows that began with it finish with it."""
-        del self.weights[ref]
+        del self.weights[ref], self._resident[ref.id]
         self.residency.evict(ref.id)
         self._engine.forget(ref.id)
 

@@ -79,10 +79,16 @@ def create_app(
 
 
 def _watch(state: State) -> None:
-    """Gauges that read the worker when they are scraped."""
+    """Gauges that read the worker when they are scraped, and a count of its steps."""
     watch, worker = state.metrics.watch, state.worker
     watch("lorax_queue_length", "Requests that wait.", lambda: float(worker.num_waiting))
     watch("lorax_batch_current_size", "Requests in the batch.", lambda: float(worker.num_running))
+    watch(
+        "lorax_batch_current_max_tokens",
+        "Tokens that the batch may come to hold.",
+        lambda: float(worker.running_tokens),
+    )
+    worker.on_step = state.metrics.stepped
     watch(
         "graduate_serving_resident_adapters",
         "Adapters in memory.",

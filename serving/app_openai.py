@@ -20,9 +20,10 @@ from starlette.routing import Route
 from serving import error_bodies, exchange, headers, sse, wire_openai
 from serving import wire_openai_replies as replies
 from serving.bodies import Body, BodyRefused, json_response, read_body, unless_gone
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import AdapterFailed, InvalidRequest, ServingError
 from serving.exchange import Generated, Item, Meter
 from serving.generation import Finished, Job, Sampling, TokenOut
+from serving.registry import RegistryError
 from serving.state import State
 from serving.wire import Ask
 from serving.wire_openai import ChatRequest, CompletionRequest
@@ -176,7 +177,10 @@ class OpenAiApi:
 
     async def models(self, _: Request) -> Response:
         """`GET /v1/models`: the base model and every adapter version of the registry."""
-        names = [ref.id for ref in await asyncio.to_thread(self._state.registry.list)]
+        try:
+            names = [ref.id for ref in await asyncio.to_thread(self._state.registry.list)]
+        except RegistryError as why:
+            raise AdapterFailed(str(why)) from why
         return json_response(
             replies.models(self._state.started_at, self._state.base_id, iter(names))
         )

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from serving.decoder import Decoder, Slot
+from serving.attention import Slot
+from serving.decoder import Decoder
 from serving.errors import GenerationFailed
 from serving.generation import Finished, FinishReason, Job, TokenOut
 from serving.grammar import Grammars, Matcher
-from serving.lora import Group, LoraWeights
+from serving.lora import Batch, LoraWeights
 from serving.prefixes import Prefixes
 from serving.sampling import Choice, choose, choose_greedy, is_plain
 from serving.text import Detokenizer
@@ -129,9 +130,9 @@ class Engine:
         last = self._rows.pop()
         if last is not row:
             self._cache.move(len(self._rows), number, last.cached)
-            self._cache.clear_values(number, last.cached, row.cached)
+            self._cache.clear(number, last.cached, row.cached)
             self._rows[number] = last
-        self._cache.clear_values(len(self._rows), 0, last.cached)
+        self._cache.clear(len(self._rows), 0, last.cached)
 
     def clear(self) -> list[Row]:
         """Take all rows out, after a step that failed; what it left in the cache goes with them."""
@@ -146,10 +147,10 @@ class Engine:
     def step(self) -> list[Emitted | Failed]:
         """One forward pass over all rows, one token for each; rows that finished or failed are taken out."""
         order = sorted(range(len(self._rows)), key=lambda i: self._rows[i].adapter_id or "")
-        slots, groups, ids, keep = self._layout(order)
+        slots, adapters, ids, keep = self._layout(order)
         self._cache.reserve(len(self._rows), max(s.cached + s.stop - s.start for s in slots))
         logits = self.decoder.step(
-            torch.tensor(ids), slots, groups, self._cache, torch.tensor(keep)
+            torch.tensor(ids), slots, adapters, self._cache, torch.tensor(keep)
         )
         place = 0
         last: list[torch.Tensor] = []
@@ -177,12 +178,10 @@ class Engine:
                 self.remove(item.row)
         return emitted
 
-    def _layout(
-        self, order: Sequence[int]
-    ) -> tuple[list[Slot], tuple[Group, ...], list[int], list[int]]:
+    def _layout(self, order: Sequence[int]) -> tuple[list[Slot], Batch, list[int], list[int]]:
         """The flat batch: where each row's new tokens are, which adapter they belong to, whose logits are wanted."""
         slots: list[Slot] = []
-        groups: list[Group] = []
+        groups: list[tuple[LoraWeights | None, int]] = []
         ids: list[int] = []
         keep: list[int] = []
         for i in order:
@@ -192,30 +191,20 @@ class Engine:
             slots.append(Slot(i, start, len(ids), row.cached))
             wants_all = row.job.want_prompt_logprobs and not row.generated
             keep += range(start, len(ids)) if wants_all else [len(ids) - 1]
-            if groups and groups[-1].weights is row.weights:
-                groups[-1] = Group(groups[-1].start, len(ids), row.weights)
-            else:
-                groups.append(Group(start, len(ids), row.weights))
-        return slots, tuple(groups), ids, keep
+            before = groups.pop()[1] if groups and groups[-1][0] is row.weights else 0
+            groups.append((row.weights, before + len(ids) - start))
+        return slots, Batch(groups), ids, keep
 
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Choice | GenerationFailed]:
         """Each row's next token, or why it has none: a row's scores are its own matter."""
-        chosen: list[Choice | GenerationFailed] = [*choose_greedy(logits)]
-        are_numbers = torch.isfinite(torch.logsumexp(logits, dim=-1)).tolist()
-        for i, row in enumerate(rows):
-            if not are_numbers[i]:
-                chosen[i] = GenerationFailed("the model's scores are not finite")
-                continue
-            if row.matcher is None and is_plain(row.job.sampling):
-                continue
-            try:
-                allowed = row.matcher.allowed() if row.matcher is not None else None
-                chosen[i] = choose(
-                    logits[i], row.job.sampling, row.job.prompt_ids, row.generated, row.generator,
-                    eos_ids=self.eos_ids, allowed=allowed,
-                )  # fmt: skip
-            except (RuntimeError, ValueError) as why:
-                chosen[i] = GenerationFailed(f"no token could be chosen: {why}")
+        chosen: list[Choice | GenerationFailed] = []
+        for i, (row, best) in enumerate(zip(rows, choose_greedy(logits), strict=True)):
+            if best is None:
+                chosen.append(GenerationFailed("the model's scores are not finite"))
+            elif row.matcher is None and is_plain(row.job.sampling):
+                chosen.append(best)
+            else:
+                chosen.append(_chosen(row, logits[i]))
         return chosen
 
     def _emit(self, row: Row, choice: Choice) -> Emitted:
@@ -283,3 +272,15 @@ class Engine:
         known = logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].tolist()
         texts = [self.tokenizer.decode([token]) for token in ids]
         return tuple(zip(ids, texts, [None, *known], strict=True))
+
+
+def _chosen(row: Row, logits: torch.Tensor) -> Choice | GenerationFailed:
+    """A token by the row's own settings."""
+    try:
+        allowed = row.matcher.allowed() if row.matcher is not None else None
+        return choose(
+            logits, row.job.sampling, row.job.prompt_ids, row.generated, row.generator,
+            allowed=allowed,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as why:
+        return GenerationFailed(f"no token could be chosen: {why}")

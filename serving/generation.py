@@ -74,3 +74,14 @@ class Finished:
     prefill: tuple[tuple[int, str, float | None], ...] = ()
     adapter_id: str | None = None
     """The adapter version that answered, such as `tickets/3`; None for the base model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass over the batch, as counted."""
+
+    num_rows: int
+    num_prompts: int
+    """Rows that joined: a prompt is computed in one step."""
+    seconds: float
+    is_failed: bool

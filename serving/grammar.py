@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import llguidance
-import llguidance.torch
+import numpy as np
 import torch
 from llguidance.hf import from_tokenizer
 
@@ -22,13 +22,14 @@ class Grammars:
     """Makes matchers for one tokenizer."""
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
+        self._text = tokenizer
         self._tokenizer = from_tokenizer(tokenizer, n_vocab=max(vocabulary, len(tokenizer)))
 
     def matcher(self, sampling: Sampling) -> "Matcher | None":
         """What a generation must match; None when it is free.
 
         Raises:
-            InvalidRequest: the schema is not one that can be enforced.
+            InvalidRequest: the schema is not one that can be enforced, or a choice cannot be written.
         """
         if sampling.json_schema is not None:
             try:
@@ -36,6 +37,8 @@ class Grammars:
             except (ValueError, TypeError) as why:
                 raise InvalidRequest(f"response_format: {why}") from why
         elif sampling.choices:
+            for choice in sampling.choices:
+                self._check(choice)
             grammar = llguidance.LLMatcher.grammar_from_regex(_alternatives(sampling.choices))
         else:
             return None
@@ -43,6 +46,12 @@ class Grammars:
         if matcher.is_error():
             raise InvalidRequest(f"response_format: {matcher.get_error()}")
         return Matcher(matcher, self._tokenizer.vocab_size)
+
+    def _check(self, choice: str) -> None:
+        """A vocabulary without all bytes has texts that no sequence of its tokens is; nothing would be allowed half-way."""
+        ids = self._text.encode(choice, add_special_tokens=False)
+        if self._text.unk_token_id in ids or self._text.decode(ids).strip() != choice.strip():
+            raise InvalidRequest(f"choice {choice!r} cannot be written with this model's tokens")
 
 
 def _alternatives(choices: Sequence[str]) -> str:
@@ -54,15 +63,16 @@ class Matcher:
 
     def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int) -> None:
         self._matcher = matcher
-        self._mask = llguidance.torch.allocate_token_bitmask(1, vocabulary)
         self._vocabulary = vocabulary
-        self._bits = torch.arange(32, dtype=torch.int32)
 
     def allowed(self) -> torch.Tensor:
-        """[vocabulary] bool: the tokens that may come next; the end-of-sequence token when the text may end."""
-        llguidance.torch.fill_next_token_bitmask(self._matcher, self._mask, 0)
-        bits = (self._mask[0][:, None] >> self._bits) & 1
-        return bits.reshape(-1)[: self._vocabulary].bool()
+        """[vocabulary] bool: the tokens that may come next; the end-of-sequence token when the text may end.
+
+        llguidance's own torch module is not used: importing it imports torch's compiler, seconds of a start.
+        """
+        packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        bits = np.unpackbits(packed, count=self._vocabulary, bitorder="little")
+        return torch.from_numpy(bits).bool()
 
     def accept(self, token: int) -> None:
         """Go on with a token."""

@@ -5,6 +5,7 @@ no gather of A and B for each token. Knows the projections' names, no queue and 
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +26,28 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
-class FusedLora:
-    """One projection's LoRA in one layer.
+class Places:
+    """What of the base model an adapter's tensors must fit."""
 
-    `a` is [sum of ranks, inputs]; `parts` gives, for each adapted module, its columns of the output, its rows of `a`
-    and its transposed B [rank, outputs], scale folded in.
+    num_layers: int
+    widths: Mapping[str, tuple[int, int]]
+    """Module → inputs and outputs."""
+    orders: Mapping[str, torch.Tensor]
+    """Module → [outputs] the order in which the engine has its outputs, where that is not the model's."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLora:
+    """One projection's LoRA in one layer, scale folded in.
+
+    The modules of a projection lie side by side, so B has zeros between them: one product instead of three costs a batch of
+    single tokens a third, and a prompt of rank 8 nothing that can be seen.
     """
 
     a: torch.Tensor
-    parts: tuple[tuple[int, int, int, int, torch.Tensor], ...]
+    """[inputs, sum of ranks]."""
+    b: torch.Tensor
+    """[sum of ranks, outputs]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +59,11 @@ class LoraWeights:
     num_bytes: int
 
 
-def load_lora(
-    adapter_id: str, folder: Path, widths: dict[str, tuple[int, int]], num_layers: int
-) -> LoraWeights:
+def load_lora(adapter_id: str, folder: Path, places: Places) -> LoraWeights:
     """Read a checked PEFT folder.
 
     A layer that has no tensors for a module keeps the base model's there, also when `target_modules` names the module
     (PEFT's `layers_to_transform` makes such adapters).
-
-    Args:
-        widths: module → (inputs, outputs) of the base model.
-        num_layers: of the base model.
 
     Raises:
         BrokenAdapter: a tensor that the base model has no place for, a wrong shape, values that are not
@@ -75,10 +83,14 @@ def load_lora(
     found: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         found_at = _place(name)
-        if found_at is None or found_at[1] not in widths or not 0 <= found_at[0] < num_layers:
+        if (
+            found_at is None
+            or found_at[1] not in places.widths
+            or not 0 <= found_at[0] < places.num_layers
+        ):
             raise BrokenAdapter(f"adapter {adapter_id}: the base model has no place for {name}")
         layer, module, half = found_at
-        inputs, outputs = widths[module]
+        inputs, outputs = places.widths[module]
         wanted = (rank, inputs) if half == "lora_A" else (outputs, rank)
         if tuple(tensor.shape) != wanted:
             raise BrokenAdapter(
@@ -90,12 +102,8 @@ def load_lora(
                 f"adapter {adapter_id}: {name} holds values that are not finite (NaN, infinity or over float32)"
             )
         found.setdefault((layer, module), {})[half] = exact
-    layers = tuple(_fuse(layer, found, widths, scale) for layer in range(num_layers))
-    size = sum(
-        f.a.numel() * 4 + sum(b.numel() * 4 for *_, b in f.parts)
-        for fused in layers
-        for f in fused.values()
-    )
+    layers = tuple(_fuse(layer, found, places, scale) for layer in range(places.num_layers))
+    size = sum(4 * (f.a.numel() + f.b.numel()) for fused in layers for f in fused.values())
     return LoraWeights(adapter_id, layers, size)
 
 
@@ -111,51 +119,49 @@ def _place(name: str) -> tuple[int, str, str] | None:
 def _fuse(
     layer: int,
     found: dict[tuple[int, str], dict[str, torch.Tensor]],
-    widths: dict[str, tuple[int, int]],
+    places: Places,
     scale: float,
 ) -> dict[str, FusedLora]:
     fused = {}
     for projection, modules in FUSED.items():
-        stacked, parts, column, row = [], [], 0, 0
-        for module in modules:
-            width = widths[module][1]
-            halves = found.get((layer, module))
-            if halves is not None and bool(halves["lora_B"].any()):
-                rank = halves["lora_A"].shape[0]
-                b = (halves["lora_B"] * scale).T.contiguous()
-                stacked.append(halves["lora_A"])
-                parts.append((column, column + width, row, row + rank, b))
-                row += rank
-            column += width
-        if parts:
-            fused[projection] = FusedLora(torch.cat(stacked).contiguous(), tuple(parts))
+        found_here = [(m, found[layer, m]) for m in modules if (layer, m) in found]
+        parts = [(m, halves) for m, halves in found_here if bool(halves["lora_B"].any())]
+        if not parts:
+            continue
+        columns = {m: sum(places.widths[n][1] for n in modules[:i]) for i, m in enumerate(modules)}
+        outputs = sum(places.widths[m][1] for m in modules)
+        b = torch.zeros(sum(len(halves["lora_A"]) for _, halves in parts), outputs)
+        row = 0
+        for module, halves in parts:
+            own = (halves["lora_B"] * scale)[places.orders.get(module, slice(None))]
+            rank, width = own.shape[1], own.shape[0]
+            b[row : row + rank, columns[module] : columns[module] + width] = own.T
+            row += rank
+        a = torch.cat([halves["lora_A"] for _, halves in parts]).T.contiguous()
+        fused[projection] = FusedLora(a, b)
     return fused
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Tokens `start` to `stop` of a flattened batch belong to rows of one adapter; None is the base model."""
+class Batch:
+    """Whose tokens a step's flat batch holds: adapters with their numbers of tokens, in order; None is the base model."""
 
-    start: int
-    stop: int
-    weights: LoraWeights | None
+    def __init__(self, groups: Sequence[tuple[LoraWeights | None, int]]) -> None:
+        self._weights = [weights for weights, _ in groups]
+        self._sizes = [size for _, size in groups]
+        self._is_base = not any(weights is not None for weights in self._weights)
 
+    def add(self, out: torch.Tensor, x: torch.Tensor, layer: int, projection: str) -> None:
+        """Add each adapter's LoRA to a projection's output, in place.
 
-def add_lora(
-    out: torch.Tensor, x: torch.Tensor, groups: tuple[Group, ...], layer: int, projection: str
-) -> None:
-    """Add each group's LoRA to a projection's output, in place.
-
-    Args:
-        out: [tokens, outputs], the base model's.
-        x: [tokens, inputs].
-    """
-    for group in groups:
-        if group.weights is None:
-            continue
-        fused = group.weights.layers[layer].get(projection)
-        if fused is None:
-            continue
-        low = torch.mm(x[group.start : group.stop], fused.a.T)
-        for first, last, begin, end, b in fused.parts:
-            out[group.start : group.stop, first:last].addmm_(low[:, begin:end], b)
+        Args:
+            out: [tokens, outputs], the base model's.
+            x: [tokens, inputs].
+        """
+        if self._is_base:
+            return
+        for weights, before, after in zip(
+            self._weights, x.split(self._sizes), out.split(self._sizes), strict=True
+        ):
+            fused = weights.layers[layer].get(projection) if weights is not None else None
+            if fused is not None:
+                after.addmm_(torch.mm(before, fused.a), fused.b)

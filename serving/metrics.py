@@ -6,16 +6,17 @@ resident, so that callers cannot make series.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from serving.generation import Finished, Job
+from serving.generation import Finished, Job, Step
 
 SECONDS = tuple(0.00015 * 1.5**step for step in range(35))
 """LoRAX's buckets."""
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class PlainCounter(Collector):
@@ -87,6 +88,43 @@ class ServingMetrics:
             "lorax_request_max_new_tokens", "Tokens asked for at most.", TOKENS
         )
 
+        self.skipped = Summary(
+            "lorax_request_skipped_tokens", "Tokens by speculation: always 0.", registry=registry
+        )
+        self._batches(registry)
+
+    def _batches(self, registry: CollectorRegistry) -> None:
+        """What LoRAX counts of its batches. A step here holds prompts and single tokens together: it is a `prefill` when there
+        is a prompt in it."""
+        self.concat = PlainCounter(
+            "lorax_batch_concat", "Times that requests joined rows under way.", ["reason"], registry
+        )
+        self.next_size = Histogram(
+            "lorax_batch_next_size", "Requests that joined at a step.", buckets=ROWS, registry=registry
+        )  # fmt: skip
+        self.steps = PlainCounter("lorax_batch_inference_count", "Steps.", ["method"], registry)
+        self.steps_done = PlainCounter(
+            "lorax_batch_inference_success", "Steps that gave tokens.", ["method"], registry
+        )
+        self.steps_failed = PlainCounter(
+            "lorax_batch_inference_failure", "Steps that raised.", ["method"], registry
+        )
+        self.step_duration = Histogram(
+            "lorax_batch_inference_duration", "Time of a step.", ["method"], buckets=SECONDS,
+            registry=registry,
+        )  # fmt: skip
+
+    def stepped(self, step: Step) -> None:
+        """The engine has made a step, or failed to."""
+        method = "prefill" if step.num_prompts else "decode"
+        self.steps.inc(method)
+        (self.steps_failed if step.is_failed else self.steps_done).inc(method)
+        self.step_duration.labels(method).observe(step.seconds)
+        if step.num_prompts:
+            self.next_size.observe(step.num_prompts)
+            if step.num_rows > step.num_prompts:
+                self.concat.inc("continuous")
+
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that asks for its value when it is read."""
         Gauge(name, text, registry=self.registry).set_function(value)
@@ -106,6 +144,7 @@ class ServingMetrics:
         self.success.inc(adapter)
         self.duration.labels(adapter).observe(duration_seconds)
         self.first_token.labels(adapter).observe(first_token_seconds)
+        self.skipped.observe(0)
         for end in ends:
             self.generated_tokens.labels(adapter).observe(end.generated_tokens)
             self.queue.observe(end.queue_seconds)
@@ -113,6 +152,6 @@ class ServingMetrics:
             self.per_token.observe(end.inference_seconds / max(1, end.generated_tokens))
 
     def failed(self, reason: str, adapter: str) -> None:
-        """A request failed: overloaded, validation, template, incomplete, generation, dropped, bad_request."""
+        """A request failed; the reasons are LoRAX's."""
         self.count.inc(adapter)
         self.failure.inc(reason, adapter)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from serving.decoder import KeyValueCache
+from serving.cache import KeyValueCache
 
 MIN_TOKENS = 16
 """Shorter beginnings are not worth copying."""
@@ -18,7 +18,7 @@ MIN_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """Token ids and their states, [layers, 2, g, tokens, e]."""
+    """Token ids and their states, [layers, tokens, 2, g, e]."""
 
     ids: tuple[int, ...]
     states: torch.Tensor

@@ -4,6 +4,7 @@
                             adapter_model.safetensors
                             manifest.json              written last: a version without one does not exist
                             lineage.json
+                            claim.json                 in a bucket only: written first, by whoever got the number
 
 Decides names, versions and what is refused. Knows no torch: weights are bytes here, their header is JSON.
 """
@@ -16,6 +17,7 @@ import re
 import shutil
 import struct
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,10 @@ class BrokenAdapter(RegistryError):
 
 class ForeignAdapter(RegistryError):
     """Made for another base model."""
+
+
+class RegistryUnreachable(RegistryError):
+    """The bucket does not answer, or refuses us."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -177,19 +183,42 @@ class Registry:
     def __init__(self, root: str | Path, cache: Path | None = None) -> None:
         self.root = str(root).rstrip("/")
         self._is_local = "://" not in self.root
-        self._fs, self._base = fsspec.core.url_to_fs(self.root)
+        # A listing kept from before would hide what others have published since.
+        options = {} if self._is_local else {"use_listings_cache": False}
+        self._fs, self._base = fsspec.core.url_to_fs(self.root, **options)
         self._cache = cache or Path(tempfile.gettempdir()) / "graduate-adapters"
 
-    def list(self) -> list[AdapterRef]:
-        """Every published version, in order."""
-        self._fs.invalidate_cache()
-        found = self._fs.glob(f"{self._base}/*/*/manifest.json")
+    def _found(self, name: str) -> list[AdapterRef]:
+        """Published versions of one name, or of all for `*`."""
+        with self._reached():
+            self._fs.invalidate_cache()
+            found = self._fs.glob(f"{self._base}/{name}/*/manifest.json")
         refs = []
         for path in found:
             name, version = path.split("/")[-3:-1]
             if _VERSION.fullmatch(version) and _NAME.fullmatch(name):
                 refs.append(AdapterRef(name, int(version)))
         return sorted(refs)
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """A remote file system's own errors as ours; a missing file stays one."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as why:  # each kind of bucket has an error tree of its own
+            if self._is_local:
+                raise
+            raise RegistryUnreachable(f"registry {self.root}: {type(why).__name__}: {why}") from why
+
+    def list(self) -> list[AdapterRef]:
+        """Every published version, in order.
+
+        Raises:
+            RegistryUnreachable: a bucket that does not answer.
+        """
+        return self._found("*")
 
     def resolve(self, adapter_id: str) -> AdapterRef:
         """The version that `tickets`, `tickets/latest` or `tickets/3` means.
@@ -206,10 +235,12 @@ class Registry:
             )
         if version not in ("", "latest"):
             ref = AdapterRef(name, int(version))
-            if not self._fs.exists(self._path(ref, "manifest.json")):
+            with self._reached():
+                is_there = self._fs.exists(self._path(ref, "manifest.json"))
+            if not is_there:
                 raise UnknownAdapter(f"adapter {adapter_id!r} is not in the registry {self.root}")
             return ref
-        versions = [ref for ref in self.list() if ref.name == name]
+        versions = self._found(name)
         if not versions:
             raise UnknownAdapter(f"adapter {adapter_id!r} is not in the registry {self.root}")
         return versions[-1]
@@ -222,7 +253,8 @@ class Registry:
             BrokenAdapter: its manifest cannot be read.
         """
         try:
-            data = self._fs.cat_file(self._path(ref, "manifest.json"))
+            with self._reached():
+                data = self._fs.cat_file(self._path(ref, "manifest.json"))
         except FileNotFoundError as why:
             raise UnknownAdapter(f"adapter {ref.id!r} is not in the registry {self.root}") from why
         try:
@@ -240,7 +272,8 @@ class Registry:
             self._cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._cache) as scratch:
                 target = Path(scratch) / "adapter"
-                self._fs.get(self._path(ref, ""), str(target), recursive=True)
+                with self._reached():
+                    self._fs.get(self._path(ref, ""), str(target), recursive=True)
                 with contextlib.suppress(OSError):  # another process fetched the same version
                     target.rename(folder)
         return folder
@@ -253,14 +286,17 @@ class Registry:
         Raises:
             BrokenAdapter: the folder is not a whole adapter.
             UnknownAdapter: the name is not one.
+            RegistryUnreachable: a bucket that does not answer.
         """
         if not _NAME.fullmatch(name):
             raise UnknownAdapter(f"name {name!r}: allowed: letters, digits, '.', '_' and '-'")
         check_folder(folder)
         weights = (folder / "adapter_model.safetensors").read_bytes()
+        number = 0
         while True:
-            taken = [ref.version for ref in self.list() if ref.name == name]
-            ref = AdapterRef(name, max(taken, default=0) + 1)
+            # A number that another publisher has claimed is passed over, also when it never finished.
+            number = max(number, *(ref.version for ref in self._found(name)), 0) + 1
+            ref = AdapterRef(name, number)
             manifest = Manifest(
                 **msgspec.structs.asdict(fields),
                 name=name,
@@ -297,11 +333,18 @@ class Registry:
         return True
 
     def _publish_remote(self, ref: AdapterRef, folder: Path, documents: dict[str, bytes]) -> bool:
-        for file in sorted(folder.iterdir()):
-            if file.is_file():
-                self._fs.put_file(str(file), self._path(ref, file.name))
-        for name, data in documents.items():
-            self._fs.pipe_file(self._path(ref, name), data)
+        """A claim that only one writer can create, then the files; False when another publisher took the number."""
+        with self._reached():
+            try:
+                claim = msgspec.json.encode({"id": ref.id})
+                self._fs.pipe_file(self._path(ref, "claim.json"), claim, mode="create")
+            except FileExistsError:
+                return False
+            for file in sorted(folder.iterdir()):
+                if file.is_file():
+                    self._fs.put_file(str(file), self._path(ref, file.name))
+            for name, data in documents.items():
+                self._fs.pipe_file(self._path(ref, name), data)
         return True
 
     def _path(self, ref: AdapterRef, file: str) -> str:

@@ -4,6 +4,7 @@ The order of operations is transformers': penalties, temperature, top-k, top-p, 
 reported are those of the model's own distribution, before any of them.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +23,15 @@ class Choice:
     alternatives: tuple[tuple[int, float], ...] = ()
 
 
-def choose_greedy(logits: torch.Tensor) -> list[Choice]:
-    """The most probable token of each row. `logits` is [rows, vocabulary]."""
+def choose_greedy(logits: torch.Tensor) -> list[Choice | None]:
+    """The most probable token of each row; None for a row whose scores are not finite. `logits` is [rows, vocabulary].
+
+    The sum is written out: torch's `logsumexp` takes 18 times as long over 8 rows of 49,152 (3.5 ms, the step 30).
+    """
     best = logits.max(dim=-1)
-    logprobs = best.values - torch.logsumexp(logits, dim=-1)
+    logprobs = -(logits - best.values[:, None]).exp_().sum(dim=-1).log_()
     return [
-        Choice(token, logprob)
+        Choice(token, logprob) if math.isfinite(logprob) else None
         for token, logprob in zip(best.indices.tolist(), logprobs.tolist(), strict=True)
     ]
 
@@ -40,7 +44,6 @@ def is_plain(sampling: Sampling) -> bool:
         and sampling.frequency_penalty == 0.0
         and sampling.presence_penalty == 0.0
         and not sampling.num_alternatives
-        and not sampling.ignore_eos
     )
 
 
@@ -51,7 +54,6 @@ def choose(
     generated: Sequence[int],
     generator: torch.Generator | None,
     *,
-    eos_ids: frozenset[int],
     allowed: torch.Tensor | None = None,
 ) -> Choice:
     """The next token of one row.
@@ -68,8 +70,6 @@ def choose(
     scores = logits.clone()
     if allowed is not None:
         scores[: len(allowed)].masked_fill_(~allowed[: len(scores)], float("-inf"))
-    if sampling.ignore_eos:
-        scores[list(eos_ids)] = float("-inf")
     _penalise(scores, sampling, prompt_ids, generated)
     if not bool(torch.isfinite(torch.logsumexp(scores, dim=-1))):
         raise ValueError("no token is allowed, or the scores are not finite")

@@ -1,18 +1,16 @@
 """What every route needs: worker, registry, prompts, limits, metrics. Built by `app.create_app`."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.responses import StreamingResponse
 
 from serving import headers, sse
-from serving.errors import AdapterFailed
 from serving.exchange import Meter
 from serving.generation import Finished
 from serving.metrics import ServingMetrics
 from serving.prompts import Prompts
-from serving.registry import AdapterRef, Registry, RegistryError
+from serving.registry import AdapterRef, Registry
 from serving.settings import AppSettings
 from serving.wire import Limits, adapter_or_base
 from serving.worker import Worker
@@ -37,18 +35,12 @@ class State:
         return Meter(self.metrics, self.worker)
 
     async def resolve(self, name: str | None) -> AdapterRef | None:
-        """The version that a name means now; None for the base model. The registry may be a bucket: asked in a thread.
+        """The version that a name means now; None for the base model.
 
         Raises:
             AdapterFailed: from the registry's own error, which says whether the name is unknown.
         """
-        adapter = adapter_or_base(name, self.base_id)
-        if adapter is None:
-            return None
-        try:
-            return await asyncio.to_thread(self.registry.resolve, adapter)
-        except (RegistryError, OSError) as why:
-            raise AdapterFailed(str(why)) from why
+        return await self.worker.resolve(adapter_or_base(name, self.base_id))
 
     def headers(
         self, meter: Meter, ends: Sequence[Finished], prompt_characters: int

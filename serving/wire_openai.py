@@ -66,6 +66,8 @@ class _Common(msgspec.Struct, kw_only=True):
     repetition_penalty: float | None = None
     seed: int | None = None
     ignore_eos_token: bool | None = None
+    ignore_eos: bool | None = None
+    """vLLM's name for it."""
     structured_outputs: StructuredOutputs | None = None
 
     @property
@@ -190,7 +192,7 @@ def _ask(
             presence_penalty=request.presence_penalty or 0.0,
             seed=request.seed,
             stop=tuple(stop),
-            ignore_eos=bool(request.ignore_eos_token),
+            ignore_eos=bool(request.ignore_eos_token or request.ignore_eos),
             json_schema=schema,
             choices=tuple(choices),
             num_alternatives=alternatives,

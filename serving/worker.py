@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,14 @@ import torch
 from serving.adapters import Adapters, settle
 from serving.base_model import BaseModel
 from serving.batching import Limits, Waiting, next_batch
+from serving.callers import Item, Request, deliver
 from serving.engine import Emitted, Engine, Failed, Row
 from serving.errors import AdapterFailed, GenerationFailed, InvalidRequest, Overloaded, ServingError
-from serving.generation import Finished, Job, TokenOut
+from serving.generation import Finished, Job, Step
 from serving.registry import AdapterRef, Registry
 from serving.residency import Residency
 
 logger = logging.getLogger(__name__)
-
-Item = TokenOut | Finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +62,6 @@ class WorkerInfo:
     max_total_tokens: int
     max_concurrent_requests: int
     max_batch_total_tokens: int
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    job: Job
-    ref: AdapterRef | None
-    loop: asyncio.AbstractEventLoop
-    items: "asyncio.Queue[Item | ServingError]"
-    queued_at: float
-    row: Row | None = None
-    is_cancelled: bool = False
-
-    def put(self, item: Item | ServingError) -> None:
-        """Hand an item to the caller's loop; a loop that is gone wants none."""
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self.items.put_nowait, item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +99,11 @@ class Worker:
         self._adapters = Adapters(
             base, registry, self._engine, residency, self._post, self._fail_adapter
         )
-        self._waiting: deque[_Request] = deque()
-        self._running: dict[Row, _Request] = {}
+        self._waiting: deque[Request] = deque()
+        self._running: dict[Row, Request] = {}
         self._calls: deque[_Call] = deque()
+        self.on_step: Callable[[Step], None] = lambda _: None
+        """Called in the engine's thread after each step."""
         self._wake = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -156,6 +141,12 @@ class Worker:
         """Rows in the batch."""
         return len(self._running)
 
+    @property
+    def running_tokens(self) -> int:
+        """Tokens that the rows in the batch may come to hold."""
+        jobs = [row.job for row in list(self._engine.rows)]
+        return sum(len(job.prompt_ids) + job.sampling.max_new_tokens for job in jobs)
+
     def resident(self) -> list[str]:
         """Adapter versions that are loaded, the one used last at the end."""
         return self._adapters.residency.ids()
@@ -169,7 +160,7 @@ class Worker:
             AdapterFailed: no such adapter, or it cannot be loaded.
             GenerationFailed: a step failed.
         """
-        request = self._enqueue(job)
+        request = await self._enqueue(job)
         try:
             while True:
                 item = await request.items.get()
@@ -183,7 +174,15 @@ class Worker:
             with self._wake:
                 self._wake.notify()
 
-    def _enqueue(self, job: Job) -> _Request:
+    async def resolve(self, adapter_id: str | None) -> AdapterRef | None:
+        """The version that an id means now; None for the base model.
+
+        Raises:
+            AdapterFailed: from the registry's own error, which says whether the name is unknown.
+        """
+        return await self._adapters.resolve(adapter_id)
+
+    async def _enqueue(self, job: Job) -> Request:
         total = len(job.prompt_ids) + job.sampling.max_new_tokens
         if not job.prompt_ids:
             raise InvalidRequest("the prompt has no tokens")
@@ -192,9 +191,9 @@ class Worker:
                 f"the prompt has {len(job.prompt_ids)} tokens and {job.sampling.max_new_tokens} are asked for; "
                 f"allowed: {self.info.max_total_tokens} together"
             )
-        ref = self._adapters.resolve(job.adapter_id)
+        ref = await self._adapters.resolve(job.adapter_id)
         self._adapters.refuse_if_failed(ref)
-        request = _Request(
+        request = Request(
             job, ref, asyncio.get_running_loop(), asyncio.Queue(), time.perf_counter()
         )
         with self._wake:
@@ -212,7 +211,7 @@ class Worker:
         Raises:
             AdapterFailed: it cannot be.
         """
-        ref = self._adapters.resolve(adapter_id)
+        ref = await self._adapters.resolve(adapter_id)
         assert ref is not None
         self._adapters.refuse_if_failed(ref)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -221,7 +220,7 @@ class Worker:
 
     async def unload(self, adapter_id: str) -> None:
         """The adapter is not resident afterwards; rows that began with it finish with it."""
-        ref = self._adapters.resolve(adapter_id)
+        ref = await self._adapters.resolve(adapter_id)
         assert ref is not None
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -320,16 +319,14 @@ class Worker:
             )
             for number, r in enumerate(waiting)
         ]
-        running_tokens = sum(
-            len(row.job.prompt_ids) + row.job.sampling.max_new_tokens for row in self._engine.rows
-        )
-        for number in next_batch(items, len(self._engine.rows), running_tokens, self._limits):
+        tokens = self.running_tokens
+        for number in next_batch(items, len(self._engine.rows), tokens, self._limits):
             request = waiting[number]
             self._join(request)
             with self._wake, contextlib.suppress(ValueError):
                 self._waiting.remove(request)
 
-    def _join(self, request: _Request) -> None:
+    def _join(self, request: Request) -> None:
         weights = self._adapters.weights[request.ref] if request.ref is not None else None
         if request.ref is not None:
             self._adapters.residency.touch(request.ref.id, time.perf_counter())
@@ -348,17 +345,19 @@ class Worker:
         self._engine.add(row)
 
     def _step(self) -> None:
+        rows = self._engine.rows
+        began, num_rows = time.perf_counter(), len(rows)
+        num_prompts = sum(not row.generated for row in rows)  # a prompt is computed in one step
+        is_failed = False
         try:
-            emitted = self._engine.step()
-        except (
-            Exception
-        ) as why:  # whatever a step raises must not end the thread that all requests need
+            self._hand_over(self._engine.step())
+        except Exception as why:  # a step must not end the thread that all requests need
+            is_failed = True
             logger.exception("a step failed")
             for row in self._engine.clear():
                 self._running.pop(row).put(GenerationFailed(f"a step failed: {why}"))
-            return
-        for item in emitted:
-            self._hand_over(item)
+        seconds = time.perf_counter() - began
+        self.on_step(Step(num_rows, num_prompts, seconds, is_failed))
 
     def _post(self, work: Callable[[], None]) -> None:
         """What the loader's thread hands over to the engine's."""
@@ -373,13 +372,20 @@ class Worker:
         for request in failed:
             request.put(why)
 
-    def _hand_over(self, item: Emitted | Failed) -> None:
-        request = self._running[item.row]
-        if isinstance(item, Failed):
-            del self._running[item.row]
-            request.put(item.error)
-            return
-        request.put(item.token)
-        if item.finished is not None:
-            del self._running[item.row]
-            request.put(item.finished)
+    def _hand_over(self, emitted: Sequence[Emitted | Failed]) -> None:
+        """What a step gave, to its callers: one wake-up of their loop a step, not one a token."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, Item | ServingError]]] = {}
+        for item in emitted:
+            request = self._running[item.row]
+            given = by_loop.setdefault(request.loop, [])
+            if isinstance(item, Failed):
+                given.append((request, item.error))
+            else:
+                given.append((request, item.token))
+            if isinstance(item, Failed) or item.finished is not None:
+                del self._running[item.row]
+            if isinstance(item, Emitted) and item.finished is not None:
+                given.append((request, item.finished))
+        for loop, given in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # a loop that is gone wants none
+                loop.call_soon_threadsafe(deliver, given)

@@ -22,6 +22,7 @@ from transformers import (
 
 from serving import base_model
 from serving.decoder import Decoder
+from serving.engine import Emitted
 from serving.errors import (
     AdapterFailed,
     GenerationFailed,
@@ -96,6 +97,11 @@ class Place:
             if ids[-1] == self.base.tokenizer.eos_token_id:
                 break
         return ids[len(prompt) :]
+
+    def size(self, *adapters: str) -> int:
+        """Bytes that adapters take in memory."""
+        places = Decoder(base_model.load(self.base.path, self.root / "cache").model).places()
+        return sum(load_lora(a, self.folders[a], places).num_bytes for a in adapters)
 
     def worker(self, **settings: Any) -> Worker:
         fresh = base_model.load(str(self.root / "model"), self.root / "cache")
@@ -289,6 +295,42 @@ def test_a_schema_and_a_choice_are_kept(place: Place) -> None:
     assert choice in ("refund", "order")
 
 
+def test_a_choice_that_no_tokens_write_is_refused_and_others_go_on(place: Place) -> None:
+    """The tiny vocabulary has ASCII alone: after the first letters nothing would be allowed."""
+
+    async def run() -> None:
+        worker = place.worker()
+        await worker.start()
+        with pytest.raises(InvalidRequest, match="choice 'café' cannot be written"):
+            await whole(worker, job(place, "x", None, 9, choices=("tea", "café")))
+        _, end = await whole(worker, job(place, "x", None, 9, choices=("tea",)))
+        assert end.text == "tea"
+        await worker.stop()
+
+    asyncio.run(run())
+
+
+def test_an_end_token_that_is_ignored_is_a_token_like_others(place: Place) -> None:
+    """LoRAX's `ignore_eos_token`: generation goes on after it; it is not forbidden."""
+    engine = place.worker()._engine
+    eos = place.base.tokenizer.eos_token_id
+    row = engine.start(job(place, "hello", None, 3, ignore_eos=True), None, None, 0.0)
+    engine.add(row)
+    step = engine.decoder.step
+
+    def always_eos(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        logits = step(ids, *rest).clone()
+        logits[:, eos] = 1e4
+        return logits
+
+    engine.decoder.step = always_eos  # type: ignore[method-assign]
+    ends = [engine.step()[0] for _ in range(3)]
+    assert row.generated == [eos] * 3
+    assert isinstance(ends[-1], Emitted)
+    assert ends[-1].finished is not None
+    assert (ends[-1].finished.reason, ends[-1].finished.text) == ("length", "")
+
+
 @pytest.mark.parametrize(
     ("adapter", "message"),
     [
@@ -368,7 +410,7 @@ def test_weights_that_are_not_finite_are_refused(
     folder = changed(place, tmp_path / "a", {}, value)
     decoder = place.worker()._engine.decoder
     with pytest.raises(BrokenAdapter, match=r"v_proj\.lora_B.* not finite"):
-        load_lora("bad/1", folder, decoder.widths(), decoder.num_layers)
+        load_lora("bad/1", folder, decoder.places())
 
 
 @pytest.mark.parametrize("leaves", ["the last row", "a row before"])
@@ -384,7 +426,7 @@ def test_a_row_reads_nothing_of_the_one_that_had_its_number(place: Place, leaves
     for number in range(engine._cache.num_rows):
         if number < 2 and order[number] is gone:
             for layer in range(engine.decoder.num_layers):
-                engine._cache.layer(layer)[1][number, :, : gone.cached] = float("nan")
+                engine._cache.layer(layer)[number, : gone.cached, 1] = float("nan")
     engine.remove(gone)
     longer = engine.start(job(place, "I want a refund " * 9, None, 40), None, None, 0.0)
     short = engine.start(job(place, "refund", None, 40), None, None, 0.0)
@@ -423,7 +465,7 @@ def test_adapters_over_the_memory_budget_are_evicted_least_recently_used_first(
     place: Place,
 ) -> None:
     async def run() -> None:
-        worker = place.worker(adapter_memory_bytes=150_000)
+        worker = place.worker(adapter_memory_bytes=place.size("a0/1", "a1/1", "a3/1"))
         await worker.start()
         for adapter in ("a0/1", "a2/1", "a0/1", "a1/1", "a3/1"):
             tokens, _ = await whole(worker, job(place, "hello", adapter, 6))
@@ -438,8 +480,10 @@ def test_adapters_over_the_memory_budget_are_evicted_least_recently_used_first(
 def test_a_full_budget_makes_requests_wait_and_starves_none(place: Place) -> None:
     """Room for one or two of four adapters, all asked for at once, two of them again and again."""
 
+    budget = place.size("a1/1")
+
     async def run() -> None:
-        worker = place.worker(adapter_memory_bytes=60_000, max_batch=4)
+        worker = place.worker(adapter_memory_bytes=budget, max_batch=4)
         await worker.start()
 
         async def ask(adapter: str, count: int) -> None:
@@ -449,7 +493,7 @@ def test_a_full_budget_makes_requests_wait_and_starves_none(place: Place) -> Non
         busy = [asyncio.create_task(ask(a, 20)) for _ in range(3) for a in list(place.folders)[:3]]
         load = asyncio.create_task(worker.load("a1/1"))
         await asyncio.wait_for(asyncio.gather(*busy, load), 20)
-        with pytest.raises(AdapterFailed, match="the budget is 60000"):
+        with pytest.raises(AdapterFailed, match=f"the budget is {budget}"):
             await ask("a3/1", 1)
         await worker.stop()
 
@@ -458,7 +502,7 @@ def test_a_full_budget_makes_requests_wait_and_starves_none(place: Place) -> Non
 
 def test_an_adapter_gets_in_although_others_are_always_busy(place: Place) -> None:
     async def run() -> None:
-        worker = place.worker(adapter_memory_bytes=50_000)
+        worker = place.worker(adapter_memory_bytes=place.size("a1/1"))
         await worker.start()
         is_over = asyncio.Event()
 

@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import InvalidRequest, Overloaded
 from serving.exchange import Meter
-from serving.generation import Finished, Job, Sampling
+from serving.generation import Finished, Job, Sampling, Step
 from serving.metrics import ServingMetrics
 
 
@@ -77,6 +77,22 @@ def test_failures_are_counted_by_reason_and_callers_make_no_series() -> None:
         ("lorax_request_failure", (("adapter", "unknown"), ("err", "dropped"))): 1,
         ("lorax_request_failure", (("adapter", "base"), ("err", "generation"))): 1,
     }
+
+
+def test_steps_are_counted_as_loraxs_batches() -> None:
+    metrics = ServingMetrics(CollectorRegistry())
+    metrics.stepped(Step(num_rows=3, num_prompts=3, seconds=0.5, is_failed=False))
+    metrics.stepped(Step(num_rows=4, num_prompts=1, seconds=0.25, is_failed=False))
+    metrics.stepped(Step(num_rows=4, num_prompts=0, seconds=0.125, is_failed=True))
+    seen = samples(metrics)
+    prefill, decode = (("method", "prefill"),), (("method", "decode"),)
+    assert seen["lorax_batch_inference_count", prefill] == 2
+    assert seen["lorax_batch_inference_success", prefill] == 2
+    assert seen["lorax_batch_inference_failure", decode] == 1
+    assert seen["lorax_batch_inference_duration_sum", prefill] == 0.75
+    assert seen["lorax_batch_inference_duration_count", decode] == 1
+    assert seen["lorax_batch_next_size_sum", ()] == 4
+    assert seen["lorax_batch_concat", (("reason", "continuous"),)] == 1
 
 
 def test_gauges_ask_when_they_are_read() -> None:

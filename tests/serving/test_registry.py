@@ -1,4 +1,4 @@
-"""The registry: immutable versions, atomic publishing, and what is refused. A folder, and S3 by moto's server."""
+"""The registry: immutable versions, atomic publishing, and what is refused. A folder, and a remote file system in memory."""
 
 import json
 import threading
@@ -9,7 +9,13 @@ import pytest
 
 from serving import base_model
 from serving.errors import OperatorError
-from serving.registry import BrokenAdapter, ManifestFields, Registry, UnknownAdapter
+from serving.registry import (
+    BrokenAdapter,
+    ManifestFields,
+    Registry,
+    RegistryUnreachable,
+    UnknownAdapter,
+)
 from tests.tiny import random_adapter, tiny_model
 
 FIELDS = ManifestFields(
@@ -137,6 +143,27 @@ def test_a_remote_registry_by_fsspec(adapter: Path, tmp_path: Path) -> None:
         adapter / "adapter_model.safetensors"
     ).read_bytes()
     assert msgspec.json.decode((local / "manifest.json").read_bytes())["name"] == "mail"
+
+
+def test_a_number_that_another_publisher_has_claimed_is_passed_over(adapter: Path) -> None:
+    registry = Registry("memory://claimed")
+    registry._fs.pipe_file(f"{registry._base}/mail/1/claim.json", b"{}")
+    assert registry.publish("mail", adapter, FIELDS, {}).id == "mail/2"
+    assert [ref.id for ref in registry.list()] == ["mail/2"]
+
+
+def test_a_bucket_that_does_not_answer_is_said_so() -> None:
+    registry = Registry("memory://gone")
+
+    def refuse(*_: object, **__: object) -> bool:
+        raise ConnectionError("no route")
+
+    registry._fs = type(
+        "Gone", (), {"exists": refuse, "glob": refuse, "invalidate_cache": lambda _: None}
+    )()
+    for name in ("mail", "mail/1"):
+        with pytest.raises(RegistryUnreachable, match="memory://gone: ConnectionError: no route"):
+            registry.resolve(name)
 
 
 @pytest.mark.parametrize(

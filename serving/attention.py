@@ -1,0 +1,147 @@
+"""Attention of a step: each row's new tokens over its own cache. What is the same for all layers is worked out once a step.
+
+Rows with one new token are attended together, prompts one by one. Knows no weights and no adapter.
+
+Shapes: n new tokens of all rows, h heads, g key/value heads, e head width, b rows with one new token, t cached tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from serving.cache import KeyValueCache
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A row's new tokens in a step: where they are in the flat batch, and how many tokens its cache holds before them."""
+
+    row: int
+    start: int
+    stop: int
+    cached: int
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one token after others: no prompt to speak of."""
+        return self.stop - self.start == 1 and self.cached > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    slot: Slot
+    mask: torch.Tensor | None
+    """[new, t] true where a token sees; None is the plain causal one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Singles:
+    flat: torch.Tensor | None
+    """[b] their places in the flat batch, in the order of their cache rows; None when they are the whole batch in order."""
+    rows: torch.Tensor | None
+    """[b] their rows in the cache; None when they are rows 0 to b - 1, so that the cache is read as a view."""
+    num: int
+    longest: int
+    bias: torch.Tensor
+    """[b, 1, 1, longest] minus infinity where a row has no token."""
+
+
+class Attention:
+    """One step's attention over a cache that has room for its new tokens."""
+
+    def __init__(self, slots: Sequence[Slot], cache: KeyValueCache) -> None:
+        self.places = torch.cat(
+            [
+                torch.arange(cache.place(s.row, s.cached), cache.place(s.row, s.cached) + s.stop - s.start)
+                for s in slots
+            ]
+        )  # fmt: skip
+        """[n] where each new token goes in a layer whose rows and tokens are one dimension."""
+        self._num_tokens = slots[-1].stop
+        self._prompts = [_Prompt(s, _mask(s)) for s in slots if not s.is_single]
+        singles = sorted((s for s in slots if s.is_single), key=lambda s: s.row)
+        self._singles = _together(singles, self._num_tokens) if singles else None
+
+    def __call__(
+        self, q: torch.Tensor, key_values: torch.Tensor, layer: torch.Tensor
+    ) -> torch.Tensor:
+        """Store the new keys and values, then attend.
+
+        Args:
+            q: [n, h, e], rotated.
+            key_values: [n, 2, g, e], keys rotated.
+            layer: the cache's, [rows, tokens, 2, g, e].
+
+        Returns:
+            [n, h * e].
+        """
+        layer.view(-1, *layer.shape[2:]).index_copy_(0, self.places, key_values)
+        if not self._prompts:
+            assert self._singles is not None
+            out = _attend_singles(self._singles, q, layer)
+            return out if self._singles.flat is None else _scattered(out, self._singles.flat)
+        mixed = q.new_empty(self._num_tokens, q.shape[1] * q.shape[2])
+        for prompt in self._prompts:
+            _attend_prompt(prompt, q, layer, mixed)
+        if self._singles is not None:
+            assert self._singles.flat is not None
+            mixed.index_copy_(0, self._singles.flat, _attend_singles(self._singles, q, layer))
+        return mixed
+
+
+def _scattered(out: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(out).index_copy_(0, flat, out)
+
+
+def _mask(slot: Slot) -> torch.Tensor | None:
+    if not slot.cached:
+        return None
+    new = slot.stop - slot.start
+    return torch.ones(new, slot.cached + new, dtype=torch.bool).tril(slot.cached)
+
+
+def _together(singles: Sequence[Slot], num_tokens: int) -> _Singles:
+    cached = torch.tensor([s.cached for s in singles])
+    longest = max(s.cached for s in singles) + 1
+    rows, flat = [s.row for s in singles], [s.start for s in singles]
+    bias = torch.zeros(len(rows), longest)
+    bias.masked_fill_(torch.arange(longest)[None] > cached[:, None], float("-inf"))
+    return _Singles(
+        flat=None if flat == list(range(num_tokens)) else torch.tensor(flat),
+        rows=None if rows == list(range(len(rows))) else torch.tensor(rows),
+        num=len(rows),
+        longest=longest,
+        bias=bias[:, None, None],
+    )
+
+
+def _attend_prompt(
+    prompt: _Prompt, q: torch.Tensor, layer: torch.Tensor, mixed: torch.Tensor
+) -> None:
+    """One row with several new tokens, causal, over its cache and itself."""
+    slot = prompt.slot
+    seen = layer[slot.row, : slot.cached + slot.stop - slot.start].permute(1, 2, 0, 3)
+    out = functional.scaled_dot_product_attention(
+        q[slot.start : slot.stop].transpose(0, 1)[None],
+        seen[0][None],
+        seen[1][None],
+        attn_mask=prompt.mask,
+        is_causal=prompt.mask is None,
+        enable_gqa=True,
+    )
+    mixed[slot.start : slot.stop] = out[0].transpose(0, 1).flatten(1)
+
+
+def _attend_singles(singles: _Singles, q: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+    """One query a row; the heads that share a key/value head are its queries. [b, h * e], in the order of the cache."""
+    if singles.flat is not None:
+        q = q.index_select(0, singles.flat)
+    seen = layer[: singles.num] if singles.rows is None else layer.index_select(0, singles.rows)
+    keys, values = seen[:, : singles.longest].permute(2, 0, 3, 1, 4)
+    b, g, _, e = keys.shape
+    out = functional.scaled_dot_product_attention(
+        q.view(b, g, -1, e), keys, values, attn_mask=singles.bias
+    )
+    return out.reshape(b, -1)
