@@ -317,13 +317,15 @@ class FakeKube:
             return _openapi(path.removeprefix("/openapi/v3/"))
         return None
 
-    def serve(self, tls: ssl.SSLContext | None = None, port: int = 0) -> ThreadingHTTPServer:
+    def serve(
+        self, tls: ssl.SSLContext | None = None, port: int = 0, host: str = "127.0.0.1"
+    ) -> ThreadingHTTPServer:
         """A server in a thread of its own; `server_port` says where, `shutdown` ends it."""
-        server = ThreadingHTTPServer(("127.0.0.1", port), _page(self))
+        server = ThreadingHTTPServer((host, port), _page(self))
         server.daemon_threads = True
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server
 
 

@@ -1,0 +1,45 @@
+# syntax=docker/dockerfile:1
+# The router: no torch, no evidently, and no compiler. lorax-client pins packages that it does not import: it goes in
+# without its dependencies.
+ARG PYTHON=python:3.11.14-slim-bookworm
+
+FROM ${PYTHON} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE graduate.py ./
+COPY router/ router/
+COPY serving/ serving/
+COPY monitoring/ monitoring/
+COPY training/ training/
+RUN python -m venv /opt/graduate
+RUN mkdir -p /opt/graduate/share \
+    && /opt/graduate/bin/pip install --constraint constraints.txt '.[router,ship]' \
+    && /opt/graduate/bin/pip install --no-deps lorax-client==0.6.3 \
+    && /opt/graduate/bin/pip inspect > /opt/graduate/share/packages.json
+# The front door stays small: what is here can be imported, what is not cannot.
+RUN /opt/graduate/bin/python -I -c "import importlib.util as u, router.serve, router.ship, lorax.types; \
+    assert not any(map(u.find_spec, ('torch', 'transformers', 'evidently', 'pandas'))), 'too much is installed'"
+
+FROM ${PYTHON}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="graduate/router" \
+      org.opencontainers.image.description="Front door: teacher, student or both, request by request" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.source="https://github.com/graduate-llm/graduate" \
+      graduate.packages="/opt/graduate/share/packages.json"
+RUN groupadd --gid 10001 graduate \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/graduate --shell /usr/sbin/nologin graduate \
+    && install --directory --owner=10001 --group=10001 /var/lib/graduate
+COPY --from=build /opt/graduate /opt/graduate
+ENV PATH=/opt/graduate/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+USER 10001:10001
+WORKDIR /var/lib/graduate
+EXPOSE 8080 9080
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9080/health', timeout=4)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["graduate"]
+CMD ["router", "serve", "--policy", "/etc/graduate/policy/policy.yaml", "--home", "/var/lib/graduate", "--host", "0.0.0.0", "--admin-host", "0.0.0.0"]
