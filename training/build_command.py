@@ -92,11 +92,12 @@ def build(
     from training import build as core
     from training import imports
     from training.commands import open_route, operator_errors, policy_path
+    from training.import_formats import Columns
 
     place = Home(home)
     with operator_errors():
         keys = core.Keys(input_key, teacher_key, gold_key)
-        columns = imports.Columns.parse(keys, column or [])
+        columns = Columns.parse(keys, column or [])
         read = [imports.read(path, columns, form=form) for path in file or []]
         read += [imports.read(path, columns, form=form, fixed="test") for path in test_file or []]
         if preview:

@@ -7,7 +7,7 @@ Reads no file: `imports` does.
 import datetime
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,22 @@ class Columns:
         Raises:
             ConfigError: no `=`, or an unknown name.
         """
-        chosen = cls(keys)
+        chosen: dict[str, str] = {}
         for assignment in assignments:
             name, equals, column = assignment.partition("=")
             if not equals or not column or name not in ("id", "user", "at", "system"):
                 raise ConfigError(
                     f"--column {assignment!r}: allowed: id=NAME, user=NAME, at=NAME, system=NAME"
                 )
-            chosen = replace(chosen, **{name: column})
-        return chosen
+            chosen[name] = column
+        plain = cls(keys)
+        return cls(
+            keys,
+            chosen.get("id", plain.id),
+            chosen.get("user", plain.user),
+            chosen.get("at", plain.at),
+            chosen.get("system", plain.system),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,19 @@ class Cache:
             " from answers where request = ?",
             (request,),
         ).fetchone()
-        return None if row is None else Reply(*row[:6], bool(row[6]), True)
+        if row is None:
+            return None
+        text, finish_reason, model, prompt, completion, latency, is_estimated = row
+        return Reply(
+            text,
+            finish_reason,
+            model,
+            prompt,
+            completion,
+            latency,
+            bool(is_estimated),
+            is_cached=True,
+        )
 
     def put(self, request: str, reply: Reply) -> None:
         """Keep an answer."""

@@ -1,8 +1,8 @@
 """`graduate train label`: rows and a teacher to labels, or a grid of teachers to a choice; the cost first, never over the cap."""
 
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,19 +14,18 @@ if TYPE_CHECKING:
     from router.answer_spec import AnswerSpec
     from router.policy import Price
     from training.build import Row
-    from training.label import Estimate, Job, Labelled, Teacher
-    from training.label_cache import Cache, Reply
+    from training.label import Job, Labelled, Teacher
+    from training.label_cache import Reply
     from training.label_grid import GridConfig
+    from training.label_run import LabelRun
     from training.label_teacher import Asked
-
-TIMEOUT_SECONDS = 120.0
 
 
 def label(
     input_file: Annotated[Path, typer.Argument(help="Rows: JSON Lines, CSV or another tool's export.", metavar="INPUT")],
-    teacher_url: Annotated[str, typer.Option(help="OpenAI-style API, with /v1.")],
     out: Annotated[Path, typer.Option(help="Labelled rows (JSON Lines); with --grid a folder.")],
-    model: Annotated[list[str] | None, typer.Option(help="Teacher's model; again for votes of several.")] = None,
+    teacher_url: Annotated[str | None, typer.Option(help="OpenAI-style API, with /v1; default: the route's teacher.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Teacher's model; again for votes of several; default: the route's.")] = None,
     grid: Annotated[Path | None, typer.Option(help="YAML: models, prompts, temperatures to compare on gold.")] = None,
     prompt: Annotated[str | None, typer.Option(help="User message with {input}; default: the row's messages.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
@@ -36,7 +35,7 @@ def label(
     extra: Annotated[list[str] | None, typer.Option("--body", help="More of the request: KEY=VALUE.")] = None,
     extract: Annotated[str | None, typer.Option(help="Regular expression that finds the answer in a reply.")] = None,
     labels: Annotated[str | None, typer.Option(help="Allowed answers, by commas; or take --policy and --route.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="Policy file, for the answer spec and the price.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy file: teacher, answer spec, price.")] = None,
     route: Annotated[str | None, typer.Option(help="Route of the policy.")] = None,
     input_price: Annotated[float | None, typer.Option(min=0, help="US dollars a million prompt tokens.")] = None,
     output_price: Annotated[float | None, typer.Option(min=0, help="US dollars a million completion tokens.")] = None,
@@ -45,7 +44,7 @@ def label(
     concurrency: Annotated[int, typer.Option(min=1, max=512, help="Requests at once.")] = 8,
     min_first: Annotated[float, typer.Option(min=0, max=1, help="Share of the first 16 answers that must have the form.")] = 0.8,
     cache: Annotated[Path, typer.Option(help="Answers already paid for (SQLite).")] = Path(".graduate/teacher-cache.db"),
-    api_key_env: Annotated[str, typer.Option(help="Environment variable with the key.")] = "OPENAI_API_KEY",
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the key; default: the route's, or OPENAI_API_KEY.")] = None,
     input_key: Annotated[str, typer.Option(help="Key of the input.")] = "text",
     teacher_key: Annotated[str, typer.Option(help="Key of an answer that is there already (its length tells the cost).")] = "teacher",
     gold_key: Annotated[str, typer.Option(help="Key of the gold answer.")] = "gold",
@@ -59,140 +58,79 @@ def label(
     from training import imports
     from training.build import Keys
     from training.commands import operator_errors
+    from training.import_formats import Columns
     from training.label import Teacher, jobs_of
+    from training.label_run import LabelRun
 
     with operator_errors():
-        spec, price = _spec_and_price(policy, route, labels, input_price, output_price)
-        keys = Keys(input_key, teacher_key, gold_key)
-        rows = imports.read(input_file, imports.Columns(keys), form=form).rows
+        source = _source(policy, route, labels, input_price, output_price)
+        url, names = teacher_url or source.url, model or source.models
+        rows = imports.read(
+            input_file, Columns(Keys(input_key, teacher_key, gold_key)), form=form
+        ).rows
         if not rows:
             raise DataError(f"{input_file}: no rows")
-        run = _Run(cache, api_key_env, concurrency, max_usd, yes, min_first, as_json)
+        if url is None:
+            raise ConfigError("label: give --teacher-url, or --policy and --route")
+        run = LabelRun(
+            cache, api_key_env or source.key_env, concurrency, max_usd, yes, min_first, as_json
+        )
         if grid is not None:
-            _grid(grid, teacher_url, rows, spec, out, run)
+            _grid(grid, url, rows, source.spec, out, run)
             return
-        if not model:
-            raise ConfigError("label: give --model (again for several), or --grid")
-        if price is None:
+        if not names:
             raise ConfigError(
-                f"the price of {model[0]} is not known: give --input-price and --output-price in US dollars a million "
+                "label: give --model (again for several), --grid, or --policy and --route"
+            )
+        if source.price is None:
+            raise ConfigError(
+                f"the price of {names[0]} is not known: give --input-price and --output-price in US dollars a million "
                 "tokens (0 for a server of your own), or --policy and --route"
             )
         _check_prompt(prompt, extract)
         teachers = [
-            Teacher(teacher_url, name, price, system, prompt, temperature, max_tokens, _extra(extra), extract)
-            for name in model
+            Teacher(url, name, source.price, system, prompt, temperature, max_tokens, _extra(extra), extract)
+            for name in names
         ]  # fmt: skip
-        asked = run.ask(jobs_of(rows, teachers, samples), rows, spec)
-        _write(rows, asked, spec, out, run)
+        asked = run.ask(jobs_of(rows, teachers, samples), rows, source.spec)
+        _write(rows, asked, source.spec, out, run)
 
 
-class _Run:
-    """What labelling and comparing share: the cache, the cap, the question before paying, and what was spent."""
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What flags and the policy's route say of the teacher and of its answers."""
 
-    def __init__(
-        self, cache: Path, api_key_env: str, concurrency: int, max_usd: float | None, yes: bool, min_first: float,
-        as_json: bool,
-    ) -> None:  # fmt: skip
-        self.cache_path = cache
-        self.api_key_env = api_key_env
-        self.concurrency = concurrency
-        self.max_usd = max_usd
-        self.yes = yes
-        self.min_first = min_first
-        self.as_json = as_json
-        self.spent_usd = 0.0
-        self.estimate: Estimate | None = None
-
-    def ask(self, jobs: "Sequence[Job]", rows: "Sequence[Row]", spec: "AnswerSpec") -> "Asked":
-        """Show the cost, have it agreed to, ask and check the first ones, ask the rest."""
-        import asyncio
-
-        from training.commands import progress_bar
-        from training.label import estimate
-        from training.label_cache import Cache
-
-        cache = Cache(self.cache_path)
-        try:
-            cached = {
-                job.hash: reply for job in jobs if (reply := cache.find(job.hash)) is not None
-            }
-            known = [answer for row in rows if (answer := row.gold or row.teacher) is not None]
-            self.estimate = estimate(jobs, cached, known)
-            cap = self.estimate.most_usd if self.max_usd is None else self.max_usd
-            self._agree(self.estimate, cap)
-            with progress_bar(quiet=self.as_json) as bar:
-                return asyncio.run(
-                    self._asked(jobs, cache, spec, cap, lambda *told: bar(*told, None))
-                )
-        finally:
-            cache.close()
-
-    def _agree(self, cost: "Estimate", cap: float) -> None:
-        from training.commands import err
-
-        new = cost.num_requests - cost.num_cached
-        err.print(
-            f"{cost.num_requests} requests, {cost.num_cached} answered before; {new} to ask with about "
-            f"{cost.prompt_tokens} prompt tokens: likely ${cost.likely_usd:.4f}, at most ${cost.most_usd:.4f}, "
-            f"stopped at ${cap:.4f}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-        if cost.likely_usd > cap and new:
-            reach = int(new * cap / cost.likely_usd)
-            err.print(f"the cap will be reached after about {reach} of them", highlight=False)
-        if not new or self.yes or not cost.most_usd:
-            return
-        if not sys.stdin.isatty():
-            raise ConfigError("nothing was asked: agree to the cost with --yes")
-        if not typer.confirm("Ask the teacher?", err=True):
-            raise ConfigError("nothing was asked")
-
-    async def _asked(
-        self, jobs: "Sequence[Job]", cache: "Cache", spec: "AnswerSpec", cap: float,
-        tell: Callable[[str, int, int], None],
-    ) -> "Asked":  # fmt: skip
-        import os
-
-        import httpx
-
-        from training.label import check_first, first_jobs
-        from training.label_teacher import Asker, Budget
-
-        key = os.environ.get(self.api_key_env)
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        budget = Budget(cap)
-        limits = httpx.Limits(max_connections=self.concurrency)
-        async with httpx.AsyncClient(
-            timeout=TIMEOUT_SECONDS, headers=headers, limits=limits
-        ) as client:
-            asker = Asker(client, cache, budget, concurrency=self.concurrency)
-            try:
-                first = await asker.ask(
-                    first_jobs(jobs), lambda done, total: tell("first answers", done, total)
-                )
-                failures = [why for _, why in first.failed]
-                if first.answers or failures:
-                    check_first(spec, first.answers, self.min_first, failures)
-                # The first ones are in the cache by now, so all are asked and only the rest is paid.
-                return await asker.ask(jobs, lambda done, total: tell("answers", done, total))
-            finally:
-                self.spent_usd = budget.spent_usd
+    spec: "AnswerSpec"
+    price: "Price | None"
+    url: str | None
+    models: list[str]
+    key_env: str
 
 
-def _spec_and_price(
+def _source(
     policy: Path | None, route: str | None, labels: str | None, input_price: float | None, output_price: float | None
-) -> "tuple[AnswerSpec, Price | None]":  # fmt: skip
+) -> _Source:  # fmt: skip
+    """Flags laid over the route.
+
+    Raises:
+        ConfigError: flags that do not fit together, or answers that cannot be labelled.
+    """
     from router.answer_spec import AnswerSpec
     from router.policy import Price
     from training.commands import open_route
 
-    spec, price = AnswerSpec(kind="text"), None
     if (policy is None) != (route is None):
         raise ConfigError("label: --policy and --route belong together")
+    if (input_price is None) != (output_price is None):
+        raise ConfigError("label: --input-price and --output-price belong together")
+    spec, price, url, models, key_env = AnswerSpec(kind="text"), None, None, list[str](), None
     if policy is not None and route is not None:
         loaded, found = open_route(policy, route)
-        spec, price = found.answer, loaded.backends[found.teacher.backend].price
+        backend = loaded.backends[found.teacher.backend]
+        spec, url, key_env = found.answer, backend.base_url, backend.api_key_env
+        # A backend without a price is not a free one: what it costs is not known.
+        price = backend.price if "price" in backend.model_fields_set else None
+        models = [found.teacher.model] if found.teacher.model else []
     if labels is not None:
         words = tuple(word.strip() for word in labels.split(",") if word.strip())
         if len(words) < 2:
@@ -202,11 +140,9 @@ def _spec_and_price(
         raise ConfigError(
             f"route {route}: answers of kind tool_call cannot be labelled; allowed: label, json, text"
         )
-    if (input_price is None) != (output_price is None):
-        raise ConfigError("label: --input-price and --output-price belong together")
     if input_price is not None and output_price is not None:
         price = Price(input=input_price, output=output_price)
-    return spec, price
+    return _Source(spec, price, url, models, key_env or "OPENAI_API_KEY")
 
 
 def _check_prompt(prompt: str | None, extract: str | None) -> None:
@@ -233,7 +169,9 @@ def _extra(assignments: list[str] | None) -> dict[str, Any]:
         ) from why
 
 
-def _write(rows: "Sequence[Row]", asked: "Asked", spec: "AnswerSpec", out: Path, run: _Run) -> None:
+def _write(
+    rows: "Sequence[Row]", asked: "Asked", spec: "AnswerSpec", out: Path, run: "LabelRun"
+) -> None:
     from training.label import labelled
     from training.label_grid import ceiling
 
@@ -316,7 +254,7 @@ def _show(report: dict[str, Any], as_json: bool) -> None:
 
 
 def _grid(
-    path: Path, url: str, rows: "Sequence[Row]", spec: "AnswerSpec", out: Path, run: _Run
+    path: Path, url: str, rows: "Sequence[Row]", spec: "AnswerSpec", out: Path, run: "LabelRun"
 ) -> None:
     from training import label_grid
 

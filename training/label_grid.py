@@ -153,10 +153,10 @@ def score(
     right = np.zeros((repeats, len(rows)), dtype=bool)
     values: list[set[str | None]] = [set() for _ in rows]
     bad = 0
-    for (row, sample), (job, reply) in said.items():
+    for (number, sample), (job, reply) in said.items():
         text = job.teacher.answer(reply)
-        right[sample, row] = agree(spec, text, rows[row].gold or "")
-        values[row].add(value_of(spec, text))
+        right[sample, number] = agree(spec, text, rows[number].gold or "")
+        values[number].add(value_of(spec, text))
         bad += problem(spec, text, reply.finish_reason) is not None
     by_class: dict[str, list[float]] = {}
     for number, row in enumerate(rows):

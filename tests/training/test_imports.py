@@ -11,7 +11,7 @@ import graduate
 from training import imports
 from training.build import Keys
 from training.errors import ConfigError, DataError
-from training.imports import Columns
+from training.import_formats import Columns, Facts
 
 ASKED = [{"role": "system", "content": "Sort mail."}, {"role": "user", "content": "my money"}]
 SAID = {"role": "assistant", "content": "refund"}
@@ -67,7 +67,7 @@ def test_every_format_is_recognised_and_read(
 ) -> None:
     found = imports.read(write(tmp_path / "rows.jsonl", entry))
     (row,) = found.rows
-    facts = found.facts.get(row.id, imports.Facts())
+    facts = found.facts.get(row.id, Facts())
     assert found.format == form
     assert [(m["role"], m["content"]) for m in row.messages] == [
         (m["role"], m["content"]) for m in ASKED
@@ -114,7 +114,7 @@ def test_a_csv_has_its_columns_named(tmp_path: Path) -> None:
     assert first.messages == ({"role": "user", "content": "two\nlines, quoted"},)
     assert (first.id, first.teacher, first.gold, first.at) == ("7", "refund", "order", 1780012800.0)
     assert (second.teacher, second.gold) == (None, "1")
-    assert found.facts == {"7": imports.Facts("c9")}
+    assert found.facts == {"7": Facts("c9")}
 
 
 def changed(entry: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def test_build_previews_and_builds_from_exports(tmp_path: Path) -> None:
     policy.write_text(
         "version: 1\nbackends:\n  t: {kind: openai, base_url: 'http://localhost:1/v1'}\n"
         "routes:\n  mail:\n    teacher: {backend: t}\n    student: {backend: t, adapter: mail, prompt: '{input}'}\n"
-        "    answer: {kind: label, labels: [refund, order]}\n"
+        "    answer: {kind: label, labels: [refund, order]}\ndefault: {teacher: {backend: t}}\n"
     )
     words = [
         "apple",

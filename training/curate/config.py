@@ -234,7 +234,7 @@ def _problem(error: Any) -> str:
     return f"{path} = {error['input']!r:.80}: {message[0].lower()}{message[1:]}"
 
 
-_STAGES = {
+_STAGES: dict[str, type[Strict]] = {
     "rules": Rule, "duplicates": Duplicates, "gold": Gold, "votes": Votes, "suspects": Suspects,
     "power_users": PowerUsers, "balance": Balance,
 }  # fmt: skip

@@ -57,7 +57,7 @@ def load(folder: Path) -> list[Entry]:
     """
     path = folder / FILE
     try:
-        return msgspec.json.Decoder(list[Entry]).decode_lines(path.read_bytes())  # type: ignore[return-value]
+        return msgspec.json.Decoder(Entry).decode_lines(path.read_bytes())
     except FileNotFoundError as why:
         raise DataError(f"{path}: no such file: {folder.name} was not made by curate") from why
     except (OSError, msgspec.MsgspecError) as why:
