@@ -267,14 +267,17 @@ class Kubelet:
         ]
         if "(account)" in pod.volumes:
             mounts.append((ACCOUNT, pod.volumes["(account)"], True))
-        if spec["securityContext"].get("readOnlyRootFilesystem"):
-            # Binds under a mount point of ours would be hidden by it: what the programs need is carried over first.
-            lines += ["mount --bind -o ro / /", "mount -o remount,bind,ro /"]
         for path, source, is_read_only in sorted(mounts):
             lines += [f"mkdir -p {path} 2>/dev/null || true", *_carried(path, source)]
             lines.append(f"mount --rbind {source} {path}")
             if is_read_only:
                 lines.append(f"mount -o remount,bind,ro {path}")
+        if spec["securityContext"].get(
+            "readOnlyRootFilesystem"
+        ):  # last: until now mount points were made
+            lines += [
+                f"mount -o remount,bind,ro {place}" for place in ("/etc", "/var/lib", "/run", "/")
+            ]
         return lines
 
     def _source(self, pod: Pod, mount: Object) -> Path:

@@ -13,6 +13,7 @@ import sys
 import pytest
 import yaml
 
+from serving import base_model
 from serving.registry import ManifestFields, Registry
 from tests.helm.render import CHART, ROOT, Helm
 from tests.tiny import random_adapter, tiny_model
@@ -51,7 +52,7 @@ def seen(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
     tiny_model(model)
     registry = Registry(folder / "registry")
     fields = ManifestFields(
-        base_model="tiny", base_model_digest="", rank=4, alpha=8.0, target_modules=("q_proj",),
+        base_model="tiny", base_model_digest=base_model.load(str(model), folder).digest, rank=4, alpha=8.0, target_modules=("q_proj",),
         prompt="Ticket: {input}\nQueue:", max_new_tokens=8,
     )  # fmt: skip
     random_adapter(model, folder / "adapter", 1, ["q_proj", "v_proj"])
