@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from monitoring import dashboards_command
+from monitoring import (
+    calibrate_command,
+    dashboards_command,
+    replay_command,
+    savings_command,
+    triggers_command,
+)
 
 if TYPE_CHECKING:
     from monitoring.settings import MonitorSettings
@@ -19,6 +25,10 @@ app = typer.Typer(no_args_is_help=True, help="Disagreement, drift, flags, review
 review_app = typer.Typer()
 app.add_typer(review_app, name="review")
 dashboards_command.register(app)
+calibrate_command.register(app)
+replay_command.register(app)
+savings_command.register(app)
+triggers_command.register(app)
 out, err = Console(), Console(stderr=True)
 
 HomeOption = Annotated[Path, typer.Option("--home", help="State folder.")]
