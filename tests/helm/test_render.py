@@ -1,13 +1,27 @@
 """The chart, rendered by real helm: every example and a matrix of switches against schemas and our own rules."""
 
 import itertools
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import typer
+import yaml
 
-from tests.helm.render import CHART, EXAMPLES, Helm, HelmFailed, Object, of_kind, pods
+from tests.helm.render import (
+    CHART,
+    EXAMPLES,
+    Helm,
+    HelmFailed,
+    Object,
+    containers,
+    of_kind,
+    parsed,
+    pods,
+)
 from tests.helm.rules import RULES
 
 pytestmark = pytest.mark.slow
@@ -152,8 +166,6 @@ def test_a_policy_edit_restarts_nothing(helm: Helm, tmp_path: Path) -> None:
         "--set-file",
         f"policy.text={edited}",
     )
-    from tests.helm.render import parsed
-
     made = parsed(text)
     assert (
         of_kind(made, "ConfigMap")["graduate-policy"]
@@ -227,6 +239,49 @@ def test_dashboards_and_rules_are_those_in_the_chart(helm: Helm) -> None:
     assert len(of_kind(objects, "PrometheusRule")) == len(
         list((CHART / "files" / "rules").glob("*.yaml"))
     )
+
+
+def test_every_command_takes_the_options_that_the_chart_gives_it(helm: Helm) -> None:
+    import graduate
+
+    root = typer.main.get_command(graduate.app)
+    seen = set()
+    for settings in ((), *SWITCHES.values()):
+        for where, pod in pods(helm.template(*settings)):
+            for one, _ in containers(pod):
+                words = [*one.get("command", ()), *map(str, one.get("args", ()))]
+                if "graduate" not in words:
+                    continue
+                words = [w.replace("$(RUN)", "job-1") for w in words[words.index("graduate") + 1 :]]
+                command: Any = root
+                while hasattr(command, "commands"):
+                    assert words[0] in command.commands, f"{where}: {words}"
+                    command, words = command.commands[words[0]], words[1:]
+                seen.add(command.name)
+                command.make_context(
+                    command.name, list(words)
+                )  # refuses an option or a value that it does not know
+    assert {"serve", "check", "ship", "build", "fit", "evaluate", "publish"} <= seen
+
+
+def test_rendered_rules_are_the_file_and_hold_for_promtool(helm: Helm, tmp_path: Path) -> None:
+    rendered = of_kind(helm.template("prometheusRule.enabled=true"), "PrometheusRule")
+    assert rendered
+    for name, rule in rendered.items():
+        file = CHART / "files" / "rules" / f"{name.removeprefix('graduate-')}.yaml"
+        assert rule["spec"] == yaml.safe_load(file.read_text())
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not here: apt-get install prometheus")
+    for name, rule in rendered.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(rule["spec"]))
+        done = subprocess.run(
+            [promtool, "check", "rules", tmp_path / f"{name}.yaml"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
 
 
 def test_pods_of_one_component_are_selected_by_nothing_else(helm: Helm) -> None:
