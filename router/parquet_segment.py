@@ -55,6 +55,13 @@ class Counts:
     feedback: int = 0
     unreadable: int = 0
 
+    def add(self, more: "Counts") -> None:
+        """Count these too."""
+        self.records += more.records
+        self.answers += more.answers
+        self.feedback += more.feedback
+        self.unreadable += more.unreadable
+
 
 def head_of(segment: Path) -> str:
     """Hash of the first line.
@@ -107,14 +114,13 @@ def convert(
             if stop():
                 return
             found.sort(key=lambda entry: (entry.at, entry.id))
-            before = counts.records, counts.answers, counts.feedback, counts.unreadable
             try:
-                data = _file(file.fileno(), place[0], found, index.late, counts, pa.string())
+                new, data = _file(file.fileno(), place[0], found, index.late, pa.string())
             except pa.ArrowInvalid:  # a body that is not UTF-8: kept as bytes
-                counts.records, counts.answers, counts.feedback, counts.unreadable = before
-                data = _file(file.fileno(), place[0], found, index.late, counts, pa.binary())
-            path = part_path(*place, name)
-            yield Part(path, len(found), data.size, found[0].at, found[-1].at), data
+                new, data = _file(file.fileno(), place[0], found, index.late, pa.binary())
+            counts.add(new)
+            rows = new.records if place[0] == RECORDS else new.answers + new.feedback
+            yield Part(part_path(*place, name), rows, data.size, found[0].at, found[-1].at), data
 
 
 def _file(
@@ -122,9 +128,9 @@ def _file(
     table: Table,
     found: Sequence[Entry],
     late: dict[str, list[Entry]],
-    counts: Counts,
     text: pa.DataType,
-) -> pa.Buffer:
+) -> tuple[Counts, pa.Buffer]:
+    counts = Counts()
     schema = table_schema(table, text)
     sink = pa.BufferOutputStream()
     plain = leaves(schema, _PLAIN)
@@ -142,7 +148,7 @@ def _file(
                 )
             else:
                 writer.write_batch(batch_of(_KINDS[table], lines, text))
-    return sink.getvalue()
+    return counts, sink.getvalue()
 
 
 def table_schema(table: Table, text: pa.DataType) -> pa.Schema:

@@ -108,6 +108,9 @@ def _run(
     store = LogStore(to)
     if not store.is_url and Path(to).absolute().is_relative_to(traffic.absolute()):
         raise SettingsError(f"--to = {to}: allowed: a place outside {traffic}")
+    if follow and not traffic.exists():  # a sidecar may be there before its router
+        err.print(f"{traffic} is not there yet: made, and waited for segments", highlight=False)
+        traffic.mkdir(parents=True)
     stopping = core.Stopping(drain_seconds)
     with core.alone(traffic), _Bar(not follow) as bar:
         shipper = core.Shipper(
