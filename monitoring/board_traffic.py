@@ -15,7 +15,7 @@ def _in_range(counter: str, selector: str) -> str:
 
 
 def _an_hour(counter: str, selector: str) -> str:
-    return f"3600 * {rate(counter, f'{ROUTE},{selector}', 'route')}"
+    return f"(3600 * {rate(counter, f'{ROUTE},{selector}', 'route')})"
 
 
 def _saved(events: Callable[[str, str], str]) -> str:

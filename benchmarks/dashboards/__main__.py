@@ -22,8 +22,7 @@ def main() -> int:
     parser.add_argument("--route", default=".*", help="value of the route variable")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="graduate-dashboards-") as root:
-        hold = 2 * given.part + 15
-        place = Place(Path(root), tick_seconds=4, hold_seconds=hold)
+        place = Place(Path(root), tick_seconds=4)
         try:
             place.start()
         except NoPrometheus as why:

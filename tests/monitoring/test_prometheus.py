@@ -43,9 +43,7 @@ class Told:
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    place = Place(
-        tmp_path_factory.mktemp("story"), tick_seconds=3, hold_seconds=2 * PART_SECONDS + 15
-    )
+    place = Place(tmp_path_factory.mktemp("story"), tick_seconds=3)
     try:
         place.start()
     except NoPrometheus as why:
