@@ -197,8 +197,6 @@ def _write(folder: Path, split: str, rows: "Sequence[Case]", found: "Sequence[Sl
 
 
 def _browse(shown: "Sequence[Case]", traces: "dict[str, Trace]", queue: ReviewSender) -> None:
-    import click
-
     from training.commands import out
 
     place = 0
@@ -207,7 +205,7 @@ def _browse(shown: "Sequence[Case]", traces: "dict[str, Trace]", queue: ReviewSe
         out.rule(f"{place + 1} of {len(shown)}")
         _print_case(case, traces.get(case.id))
         out.print(KEYS, style="dim")
-        key = click.getchar()
+        key = typer.getchar()
         if key == "q":
             return
         if key == "f":

@@ -2,7 +2,7 @@
 
 error(rows) = floor + scale * rows ** -exponent (Hestness et al. 2017, "Deep learning scaling is predictable,
 empirically", arXiv 1712.00409). For each floor on a grid the rest is a line in logarithms; the floor with the least
-squared error is taken. Intervals: seeds are drawn anew at each size and the law is fitted again.
+squared error is taken. Intervals: the means are drawn anew with the seeds' spread and the law is fitted to each draw.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 DRAWS = 400
 WORTH = 0.01
 """Gain (a share) from doubling the rows that is worth having."""
-FLOOR_GRID = np.linspace(0.0, 0.95, 39)
+FLOOR_GRID = np.linspace(0.0, 0.98, 99)
 
 Verdict = Literal["more data", "better data or a bigger model", "undecided", "not identifiable"]
 
@@ -55,17 +55,23 @@ def curve(parameters: tuple[float, float, float], rows: np.ndarray | float) -> n
 
 def fit(sizes: Sequence[float], errors: Sequence[float]) -> tuple[float, float, float]:
     """(floor, scale, exponent) with the least squared error; errors must be above 0."""
-    rows, wanted = np.log(np.asarray(sizes, dtype=float)), np.asarray(errors, dtype=float)
-    best: tuple[float, tuple[float, float, float]] | None = None
-    for share in FLOOR_GRID:
-        floor = share * wanted.min()
-        slope, start = np.polyfit(rows, np.log(wanted - floor), 1)
-        found = (float(floor), float(np.exp(start)), float(-slope))
-        missed = float(((curve(found, np.exp(rows)) - wanted) ** 2).sum())
-        if best is None or missed < best[0] - 1e-12:
-            best = (missed, found)
-    assert best is not None
-    return best[1]
+    floor, scale, exponent = fit_many(sizes, np.asarray([errors], dtype=float))[0]
+    return float(floor), float(scale), float(exponent)
+
+
+def fit_many(sizes: Sequence[float], errors: np.ndarray) -> np.ndarray:
+    """[curves, 3] as `fit`, of [curves, sizes] errors: all curves and floors in one go."""
+    rows = np.log(np.asarray(sizes, dtype=float))
+    centred = rows - rows.mean()
+    floors = errors.min(axis=1, keepdims=True) * FLOOR_GRID
+    logs = np.log(errors[:, None, :] - floors[:, :, None])
+    slopes = logs @ centred / (centred @ centred)
+    starts = logs.mean(axis=2) - slopes * rows.mean()
+    fitted = floors[:, :, None] + np.exp(starts[:, :, None] + slopes[:, :, None] * rows)
+    missed = ((fitted - errors[:, None, :]) ** 2).sum(axis=2)
+    best = missed.argmin(axis=1)
+    each = np.arange(len(errors))
+    return np.stack([floors[each, best], np.exp(starts[each, best]), -slopes[each, best]], axis=1)
 
 
 def law(runs: Mapping[int, Sequence[float]], *, worth: float = WORTH, seed: int = 0) -> Law:
@@ -82,12 +88,16 @@ def law(runs: Mapping[int, Sequence[float]], *, worth: float = WORTH, seed: int 
     generator = np.random.default_rng(seed)
     means = [max(float(np.mean(runs[n])), 1e-4) for n in sizes]
     fitted = fit(sizes, means)
-    drawn = []
-    for _ in range(DRAWS):
-        errors = [
-            max(float(generator.choice(runs[n], size=len(runs[n])).mean()), 1e-4) for n in sizes
-        ]
-        drawn.append(fit(sizes, errors))
+    # Student's t with the spread of all sizes together: three seeds drawn anew would give intervals that are too narrow.
+    freedom = sum(len(runs[n]) - 1 for n in sizes)
+    spread = np.sqrt(sum(np.var(runs[n]) * len(runs[n]) for n in sizes) / freedom)
+    scale = spread / np.sqrt([len(runs[n]) for n in sizes])
+    means_drawn = np.asarray(means) + scale * generator.standard_t(
+        freedom, size=(DRAWS, len(sizes))
+    )
+    drawn = [
+        (float(f), float(c), float(e)) for f, c, e in fit_many(sizes, np.maximum(means_drawn, 1e-4))
+    ]
     largest = sizes[-1]
 
     def interval(value: float, values: Sequence[float]) -> Interval:

@@ -111,14 +111,17 @@ def run_fit(
     for name, rows in sets.items():
         wanted[name] = encode_all(rows, base.tokenizer, recipe)
     for name, encoded in wanted.items():
-        if fit.score_file(name).exists():
-            continue
         if pause_at is not None and time.monotonic() >= pause_at:
             raise RunPaused
-        found = score(run, encoded, base.tokenizer)
-        (fit.folder / f"mass-{name}.json").write_text(json.dumps(found.mass))
-        scores = dict(zip((r.id for r in encoded), found.scores, strict=True))
-        fit.score_file(name).write_text(json.dumps(scores))
+        if not fit.score_file(name).exists():
+            _score_set(fit, run, name, encoded, base.tokenizer)
+
+
+def _score_set(fit: Fit, run: Run, name: str, rows: list[Encoded], tokenizer: Any) -> None:
+    found = score(run, rows, tokenizer)
+    (fit.folder / f"mass-{name}.json").write_text(json.dumps(found.mass))
+    scores = dict(zip((r.id for r in rows), found.scores, strict=True))
+    fit.score_file(name).write_text(json.dumps(scores))
 
 
 def encode_all(rows: Sequence[Comment], tokenizer: Any, recipe: Recipe) -> list[Encoded]:

@@ -58,7 +58,7 @@ def arms(
         low, high = line["interval"]
         mean = line["mean"]
         axes.errorbar(
-            [place], [100 * mean], yerr=[[100 * (mean - low)], [100 * (high - mean)]], fmt="o", capsize=4,
+            [place], [100 * mean], yerr=[[max(0.0, 100 * (mean - low))], [max(0.0, 100 * (high - mean))]], fmt="o", capsize=4,
             color=STUDENT, label="student 135M (mean, 95 % interval)" if not place else None,
         )  # fmt: skip
         seeds = [100 * r["accuracy"] for r in runs if r["arm"] == line["arm"]]

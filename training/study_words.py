@@ -125,9 +125,18 @@ def markdown(found: dict[str, Any]) -> str:
         low, high = teacher["interval"]
         text += ["", f"GPT-4 alone: {_percent(teacher['accuracy'])} [{_percent(low)}–{_percent(high)}]. The playbook's "
                  "own figures: " + ", ".join(f"{k} {v}" for k, v in found["playbook"].items()) + "."]  # fmt: skip
-    text += ["", "## Test-indist, 220 rows, 20 of them toxic", ""]
+    text += _indist(found)
+    text += ["## Goals", ""] + [_goal(goal) for goal in found["goals"]]
+    text += ["", "## What the figures say about the playbook's conclusions", ""]
+    text += [f"- {sentence}" for sentence in found["conclusions"]]
+    text += ["", "## How", "", *_how(found), ""]
+    return "\n".join(text)
+
+
+def _indist(found: dict[str, Any]) -> list[str]:
+    text = ["", "## Test-indist, 220 rows, 20 of them toxic", ""]
     lines = [["arm", "seeds", "student: right", "balanced accuracy", "AUC", "TF-IDF"]]
-    for line in (s for s in summaries if s["test"] == "indist"):
+    for line in (s for s in found["summaries"] if s["test"] == "indist"):
         mine = [r for r in found["runs"] if r["arm"] == line["arm"] and r["test"] == "indist"]
         balanced = sum(r["balanced_accuracy"] for r in mine) / len(mine)
         low, high = line["interval"]
@@ -137,11 +146,7 @@ def markdown(found: dict[str, Any]) -> str:
         ])  # fmt: skip
     text += _table(lines)
     text += ["", "Saying no to everything is right on 90.9 % of these rows, as GPT-4 is: read the balanced accuracy.", ""]  # fmt: skip
-    text += ["## Goals", ""] + [_goal(goal) for goal in found["goals"]]
-    text += ["", "## What the figures say about the playbook's conclusions", ""]
-    text += [f"- {sentence}" for sentence in found["conclusions"]]
-    text += ["", "## How", "", *_how(found), ""]
-    return "\n".join(text)
+    return text
 
 
 def _goal(goal: dict[str, Any]) -> str:

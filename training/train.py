@@ -167,20 +167,25 @@ class Run:
         self.steps_per_epoch = math.ceil(len(self.train) / config.batch_size)
         self.passes = epochs_for(config, len(self.train))
         self.steps = self.passes * self.steps_per_epoch
-        self.optimizer = torch.optim.AdamW(
-            self.trained,
-            lr=config.optimizer.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=config.optimizer.weight_decay,
-        )
-        warmup = max(1, round(config.optimizer.warmup_share * self.steps))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _schedule(step, warmup, self.steps)
-        )
+        self.optimizer, self.schedule = self._optimiser()
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epochs: list[EpochResult] = []
         self.average = WeightAverage(self.trained)
         self._underway: dict[str, Any] | None = None
+
+    def _optimiser(self) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+        chosen = self.config.optimizer
+        optimizer = torch.optim.AdamW(
+            self.trained,
+            lr=chosen.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=chosen.weight_decay,
+        )
+        warmup = max(1, round(chosen.warmup_share * self.steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _schedule(step, warmup, self.steps)
+        )
+        return optimizer, schedule
 
     def _aim(self, dataset: Dataset) -> Shift | None:
         """The class mix's correction, or None after weighting the rows."""
@@ -321,10 +326,10 @@ class Run:
         return result
 
     def _save_resume(self, underway: dict[str, Any] | None = None) -> None:
-        weights = {n: p for n, p in self.adapted.named_parameters() if p.requires_grad}
         state = {
             "config": self.config.model_dump_json(),
-            "weights": weights,
+            # In order, not by name: within an epoch the lower layers are out of the model and names are others.
+            "weights": self.trained,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
@@ -344,10 +349,9 @@ class Run:
         state = torch.load(file, weights_only=True)
         if state["config"] != self.config.model_dump_json():
             return
-        named = dict(self.adapted.named_parameters())
         with torch.no_grad():
-            for name, value in state["weights"].items():
-                named[name].copy_(value)
+            for weights, kept in zip(self.trained, state["weights"], strict=True):
+                weights.copy_(kept)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self._underway = state["underway"]

@@ -8,7 +8,7 @@ import torch
 
 from serving.base_model import BaseModel
 from tests.training.conftest import route
-from training import build, label_engine, priors
+from training import build, label_engine, lora, priors
 from training.config import FitConfig
 from training.encode import Encoded
 from training.errors import DataError
@@ -102,7 +102,7 @@ def test_a_student_trained_for_a_mix_answers_the_rare_class_more_often(
     part = run.validation[:1]
     with torch.no_grad(), run.products():
         first = label_engine.first_adapted_layer(run.adapted)
-        with label_engine.upper_part(run.adapted, first) as decoder:
+        with lora.upper_part(run.adapted, first) as decoder:
             batch = label_engine.make_batch(part, states[:1])
             logits = label_engine.answer_logits(run.adapted, decoder, batch)
     refund = next(r for r in run.train if "refund" in base.tokenizer.decode(r.completion_ids))
