@@ -110,9 +110,9 @@ def _logged(draw: float, share: float, request: RequestView) -> bool:
 def _by_mode(
     rules: LoadedPolicy, name: str, route: Route, request: RequestView, draw: float
 ) -> Decision:
-    cannot = _student_cannot(route, request)
     if route.mode == "teacher":
         return Decision(name, route.mode, "teacher", "mode teacher", draw)
+    cannot = _student_cannot(route, request)
     if cannot is not None:
         return Decision(name, route.mode, "teacher", f"student cannot: {cannot}", draw)
     if route.mode == "dark_launch":

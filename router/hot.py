@@ -16,6 +16,7 @@ from router.auth import KeyEntry, permit
 from router.decide import DEFAULT
 from router.errors import BackendError, CallerError, LimitExceeded, TooLarge
 from router.exchange import BrokenStream, Outgoing, begin
+from router.protocol import CONNECTION, Cycle
 from router.services import InForce, Services
 from router.teacher import reply_headers, request_headers
 from router.transport import Header
@@ -28,8 +29,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 DECIDED = frozenset(("/v1/chat/completions", "/v1/completions"))
 """Paths that routes apply to; all other `/v1/*` passes through to the default's teacher."""
-LOOK_FOR_DISCONNECT_AFTER_SECONDS = 0.02
-"""Quick replies are not worth a task that watches for the caller's leaving."""
 
 
 class CallerGone(Exception):
@@ -95,20 +94,19 @@ class HotRoute:
         body = await read_body(receive, self._max_body_bytes)
         request = wire.parse(scope["path"], known, body, key.name if key else None)
         exchange = begin(self._services, self._in_force(), request, headers, key)
-        watch = _Disconnect(receive)
+        connection: Cycle | None = scope.get("extensions", {}).get(CONNECTION)
+        if connection is not None:
+            connection.may_cancel = True
         try:
             outgoing = await exchange.reply()
             if outgoing.pieces is None:
-                watch.stop()
                 await _send_whole(send, outgoing.status, outgoing.headers, outgoing.body)
             else:
                 await _send_pieces(send, outgoing, outgoing.pieces)
         except asyncio.CancelledError:
-            if not watch.saw_it:
+            if connection is None or not connection.caller_left:
                 raise
             exchange.abandoned()
-        finally:
-            watch.stop()
 
     def _admit(self, headers: Mapping[str, str], route: str | None = None) -> KeyEntry | None:
         """Whose request it is; before its body is read. None where no keys are in use."""
@@ -214,6 +212,8 @@ async def _send_pieces(send: Send, outgoing: Outgoing, pieces: AsyncIterator[byt
     await send(
         {"type": "http.response.start", "status": outgoing.status, "headers": outgoing.headers}
     )
+    # The head does not wait for the first piece: clients have timeouts for it.
+    await send({"type": "http.response.body", "body": b"", "more_body": True})
     try:
         async for piece in pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -221,31 +221,3 @@ async def _send_pieces(send: Send, outgoing: Outgoing, pieces: AsyncIterator[byt
         logger.warning("a stream broke off: %s", why)
         raise ConnectionResetError(str(why)) from why
     await send({"type": "http.response.body", "body": b""})
-
-
-class _Disconnect:
-    """Cancels the current task when its caller goes away; begins to look only after a moment."""
-
-    def __init__(self, receive: Receive) -> None:
-        self.saw_it = False
-        self._receive = receive
-        self._owner = asyncio.current_task()
-        self._task: asyncio.Task[None] | None = None
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(LOOK_FOR_DISCONNECT_AFTER_SECONDS, self._begin)
-
-    def _begin(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._look())
-
-    async def _look(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.saw_it = True
-        if self._owner is not None:
-            self._owner.cancel()
-
-    def stop(self) -> None:
-        """Look no longer."""
-        self._timer.cancel()
-        if self._task is not None and not self.saw_it:
-            self._task.cancel()

@@ -63,7 +63,7 @@ class Recorder:
         return [
             *headers,
             (b"x-graduate-request-id", self.id.encode()),
-            (b"x-graduate-route", self.decision.route.encode()),
+            (b"x-graduate-route", _header_text(self.decision.route)),
             (b"x-graduate-served-by", served_by.encode()),
             (b"x-graduate-reason", _header_text(self.reason)),
         ]

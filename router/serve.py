@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -52,6 +53,16 @@ def bind(host: str, port: int, what: str, option: str, *, shared: bool = False) 
     return sock
 
 
+def settle_memory() -> None:
+    """Take what start-up made out of the garbage collector's sight: it would walk through all of it again and again.
+
+    What requests make is nearly all freed by counting; the rest is looked for ten times as rarely as by default.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(7_000, 20, 50)
+
+
 def caller_server(router: Router) -> Server:
     """The callers' server."""
     settings = router.settings
@@ -63,6 +74,8 @@ def caller_server(router: Router) -> Server:
             server_header=False,
             date_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            proxy_headers=False,
+            ws="none",
             **common(settings),
         )
     )
@@ -88,6 +101,7 @@ async def _serve(settings: RouterSettings, caller: socket.socket, admin: socket.
     front = caller_server(router)
     back = admin_server(admin_app(AdminView.of(router)), settings)
     stop_at_signals(front)
+    settle_memory()
     async with running(router):
         serving = asyncio.create_task(back.serve(sockets=[admin]))
         await front.serve(sockets=[caller])

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from router.errors import SettingsError
-from router.serve import Server, admin_server, bind, caller_server, stop_at_signals
+from router.serve import Server, admin_server, bind, caller_server, settle_memory, stop_at_signals
 from router.settings import RouterSettings
 
 if TYPE_CHECKING:
@@ -216,6 +216,7 @@ async def _work(settings: RouterSettings, sock: socket.socket, parent: int) -> N
     router = Router.build(settings)
     front = caller_server(router)
     stop_at_signals(front)
+    settle_memory()
     async with running(router):
         orphan = asyncio.create_task(_stop_without(parent, front))
         await front.serve(sockets=[sock])

@@ -85,7 +85,7 @@ def test_our_key_reaches_no_backend(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     key = keys.add("checkout")
-    live = guarded(start, shared_upstream[0], mode="student")
+    live = guarded(start, shared_upstream[0], mode="student", canary={"audit": 0})
     ask(live, key)
     live.client.post("/v1/embeddings", json={"input": "x"}, headers={"api-key": key})
     assert len(behaviour.seen) == 2
