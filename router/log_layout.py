@@ -63,9 +63,9 @@ def manifest_path(segment: str) -> str:
 
 
 def stored_name(segment: Path) -> str:
-    """The name in the store of a segment here."""
+    """The name in the store of a segment here, an open one's too: it may be shipped before it is read to its end."""
     kind = "feedback-" if segment.parent.name == FEEDBACK else ""
-    return kind + segment.name.removesuffix(".jsonl")
+    return kind + segment.name.removesuffix(".jsonl").removesuffix(".open")
 
 
 class Reads(Protocol):

@@ -3,6 +3,7 @@
 import heapq
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ from router.traffic import OPEN, segments
 
 if TYPE_CHECKING:
     from router.log_store import LogStore
+
+_ASKERS = 8
+"""Manifests that are asked for at a time: over a network each is a wait."""
 
 
 def scan_logs(
@@ -82,9 +86,10 @@ def _not_shipped(here: list[Path], stores: "list[LogStore]") -> list[Path]:
     from router.log_layout import stored_name
     from router.ship import is_in
 
-    return [
-        path
-        for path in here
-        if path.name.endswith(OPEN)
-        or not any(is_in(store, path, stored_name(path)) for store in stores)
-    ]
+    def is_only_here(path: Path) -> bool:
+        return path.name.endswith(OPEN) or not any(
+            is_in(store, path, stored_name(path)) for store in stores
+        )
+
+    with ThreadPoolExecutor(_ASKERS) as pool:
+        return [path for path, only in zip(here, pool.map(is_only_here, here), strict=True) if only]

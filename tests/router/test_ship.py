@@ -320,6 +320,19 @@ def test_a_log_in_two_places_is_read_as_one(tmp_path: Path) -> None:
     assert both == list(scan(tmp_path / "all"))
 
 
+def test_a_segment_that_is_shipped_while_it_is_read_is_read_once(tmp_path: Path) -> None:
+    write(tmp_path / "traffic", [record(1, START)], 1)
+    shipped(tmp_path / "traffic", tmp_path / "store")
+    opened = tmp_path / "traffic" / f"{stamp(START + 5)}-9.open.jsonl"
+    opened.write_bytes(b"".join(dump(record(n, START + 3600 * n)) for n in range(2, 5)))
+    found = scan([tmp_path / "store", tmp_path / "traffic"])
+    seen = [next(found)]
+    opened.rename(opened.with_name(opened.name.replace(".open", "")))
+    shipped(tmp_path / "traffic", tmp_path / "store")
+    seen += found
+    assert [r.id for r in seen] == ["r1", "r2", "r3", "r4"]
+
+
 class Killed(BaseException):
     """As a signal would end the process."""
 
