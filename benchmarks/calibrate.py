@@ -126,13 +126,15 @@ def main() -> None:
     """Print one line for each case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--splits", type=int, default=100)
+    parser.add_argument("--case", type=int, choices=range(1, len(CASES) + 1), help="one case only")
     parser.add_argument("--max-disagreement", type=float, default=0.05)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = []
-    for use, rows, total, sampled in CASES:
+    chosen = CASES if options.case is None else CASES[options.case - 1 : options.case]
+    for use, rows, total, sampled in chosen:
         began = time.perf_counter()
         found = run(
             make(total, options.seed, sampled), splits=options.splits, calibrate_rows=rows,

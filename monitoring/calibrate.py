@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from monitoring.counterfactual import Estimate, effective_size, weighted_share
 
@@ -141,7 +141,7 @@ def p_value(pairs: Pairs, limit: float) -> float:
     if scaled.sum() < WORTH_THINNING * effective_size(scaled):
         return _bet(pairs.wrong, scaled, limit)
     left = pairs.wrong[pairs.luck < scaled]
-    return float(stats.binom.cdf(int(left.sum()), len(left), limit))
+    return float(special.bdtr(int(left.sum()), len(left), limit))
 
 
 def _bet(wrong: Bools, scaled: Floats, limit: float) -> float:

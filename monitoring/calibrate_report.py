@@ -12,6 +12,7 @@ from monitoring import difficulty_model
 from monitoring.calibrate import Calibration, Step
 from monitoring.calibrate_run import Outcome
 from router import policy_file
+from router.policy import Policy
 
 TEACHER, STUDENT, OTHER = "#b45309", "#1d4ed8", "#6b7280"
 
@@ -110,7 +111,7 @@ def patch_text(outcome: Outcome) -> str:
     return head + yaml.safe_dump({"routes": {outcome.route: route}}, sort_keys=False)
 
 
-def patched(policy: policy_file.Policy, text: str) -> policy_file.Policy:
+def patched(policy: Policy, text: str) -> Policy:
     """The policy with a patch laid over it, key by key.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from router import wire
 from router.errors import BadRequest
@@ -160,7 +160,7 @@ def weighted_share(
         return None
     share = float(np.dot(w, np.asarray(values, dtype=float)) / w.sum())
     ess = effective_size(w)
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = float(special.ndtri(0.5 + confidence / 2))
     scale = 1 + z * z / ess
     middle = (share + z * z / (2 * ess)) / scale
     half = z * math.sqrt(share * (1 - share) / ess + z * z / (4 * ess * ess)) / scale
@@ -177,7 +177,7 @@ def weighted_mean(
         return None
     mean = float(np.dot(w, v) / w.sum())
     error = math.sqrt(float(np.dot(w**2, (v - mean) ** 2))) / float(w.sum())
-    half = float(stats.norm.ppf(0.5 + confidence / 2)) * error
+    half = float(special.ndtri(0.5 + confidence / 2)) * error
     return Estimate(mean, mean - half, mean + half, int(np.count_nonzero(w)), effective_size(w))
 
 

@@ -29,6 +29,9 @@ from router.policy_file import LoadedPolicy
 from router.records import NO_BODY, Feedback, Record
 from router.traffic import TrafficLog
 from tests.monitoring.conftest import answer, policy, record
+from tests.router.conftest import Start, behaviour, shared_upstream, start
+
+__all__ = ["behaviour", "shared_upstream", "start"]  # fixtures: a real router and what is behind it
 
 A, B = '{"kind":"a"}', '{"kind":"b"}'
 
@@ -98,6 +101,35 @@ def test_the_present_policy_reproduces_every_logged_decision(name: str) -> None:
     found = replayed(rules, traffic(rules, 200, random.Random(1)))
     assert (found.reproduced, found.same_digest, found.unknown) == (200, 200, {})
     assert found.differs == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [
+        ("dark_launch", {"dark_launch": {"share": 0.5, "noise": 0.3}}),
+        ("canary", {"canary": {"steps": [0.5], "sticky": "user", "audit": 0.5}}),
+        ("canary", {"canary": {"steps": [0.5], "sticky": "conversation"}, "log": {"text": False}}),
+        ("hybrid", {"hybrid": {"easy_if": {"max_chars": 10, "languages": ["en"]}, "cascade": {"min_confidence": 0.99}}}),
+        ("canary", {"log": {"redact": ["email"]}, "segments": {"eu": {"metadata": {"region": "eu"}}}}),
+    ],
+)  # fmt: skip
+def test_what_a_real_router_logged_is_reproduced(
+    start: Start,  # the fixture of that name
+    mode: str,
+    more: dict[str, Any],
+) -> None:
+    live = start(mode, **more)
+    for number in range(24):
+        headers = {"x-graduate-user": f"u{number % 7}", "x-graduate-conversation": f"c{number % 5}"}
+        given: dict[str, Any] = {"stream": True} if number % 3 == 0 else {}
+        if number % 4 == 0:
+            given["metadata"] = {"region": "eu"}
+        live.ask(f"hello {number}" + " and so on" * (number % 2), headers=headers, **given)
+    live.client.post("/v1/chat/completions", json={"model": "other", "messages": []})
+    rules = policy_file.load(live.policy, live.home / "rollouts.yaml")
+    found = replayed(rules, live.records(25))
+    assert (found.reproduced, found.same_digest, found.differs) == (25, 25, ())
+    assert found.unknown == {}
 
 
 def test_a_decision_that_was_tampered_with_is_told() -> None:
@@ -222,7 +254,9 @@ def test_the_weighted_figures() -> None:
     assert mean.high - mean.value == pytest.approx(1.96 * np.arange(100).std() / 10, rel=0.01)
     assert weighted_quantile([3, 1, 2], [1, 1, 8], 0.95) == 3
     assert weighted_quantile([3, 1, 2], [0.1, 1, 8], 0.95) == 2
-    assert weighted_share([], []) is weighted_mean([], []) is weighted_quantile([], [], 0.5) is None
+    assert weighted_share([], []) is None
+    assert weighted_mean([], []) is None
+    assert weighted_quantile([], [], 0.5) is None
 
 
 def test_the_interval_covers_as_it_says() -> None:
