@@ -84,6 +84,7 @@ def test_undoing_everything_gives_the_parent_again(dataset: Dataset, tmp_path: P
     chosen = settings(
         **EVERYTHING
         | {
+            "rules": [{"deny": "river"}],
             "gold": {"errors": "replace"},
             "balance": {"how": "oversample", "target": {"refund": 1, "order": 2}},
         }

@@ -1,9 +1,12 @@
 """Labelling by a teacher, against the real replay teacher in process: cost, cap, cache, first check, retries, grid."""
 
 import asyncio
+import contextlib
 import datetime
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,6 +35,7 @@ from training.label import Teacher, jobs_of
 from training.label_cache import Cache, Reply
 from training.label_teacher import Asker, Budget, retry_after
 
+ROOT = Path(__file__).parents[2]
 SPEC = AnswerSpec(kind="label", labels=("refund", "order"))
 URL = "http://teacher/v1"
 TEACHER = Teacher(URL, "gpt", Price(input=10, output=30), max_tokens=10)
@@ -400,13 +404,14 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
 # The command, against a replay teacher that listens
 
 
-@pytest.fixture
-def teacher_url() -> Iterator[str]:
+@contextlib.contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The app on a port of its own."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     server = uvicorn.Server(
-        uvicorn.Config(replay(wrong=2), host="127.0.0.1", port=port, log_level="error", ws="none")
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none")
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -415,6 +420,12 @@ def teacher_url() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/v1"
     server.should_exit = True
     thread.join(5)
+
+
+@pytest.fixture
+def teacher_url() -> Iterator[str]:
+    with listening(replay(wrong=2)) as url:
+        yield url
 
 
 def run(*arguments: str) -> Any:
@@ -561,3 +572,42 @@ def test_bad_options_are_refused_before_anything_is_asked(tmp_path: Path) -> Non
         assert (done.exit_code, message in done.stderr) == (2, True), (options, done.stderr)
     shown = run("--help")
     assert "Example:" in shown.output
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """SIGKILL in the middle: nothing that was answered is paid twice."""
+    served: list[str] = []
+    inner = replay()
+
+    async def counted(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            served.append(scope["path"])
+            await asyncio.sleep(0.1)
+        await inner(scope, receive, send)
+
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    source.write_text(
+        "".join(json.dumps({"text": r.messages[0]["content"]}) + "\n" for r in rows())
+    )
+    with listening(counted) as url:
+        command = [
+            sys.executable, "-m", "graduate", "train", "label", str(source), "--teacher-url", url, "--model", "m",
+            "--labels", "refund,order", "--input-price", "1", "--output-price", "1", "--yes", "--json",
+            "--out", str(out), "--cache", str(tmp_path / "cache.db"), "--concurrency", "2",
+        ]  # fmt: skip
+        first = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+        )
+        until = time.monotonic() + 60
+        while len(served) < 24 and time.monotonic() < until:
+            time.sleep(0.02)
+        first.kill()
+        first.wait()
+        assert not out.exists()
+        second = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert second.returncode == 0, second.stderr
+    report = json.loads(second.stdout)
+    assert report["labelled"] == 40
+    assert 20 <= report["cached"] < 40
+    assert len(served) <= 40 + 4

@@ -40,7 +40,7 @@ class Rule(Strict):
     deny: Regex | None = None
     """A regular expression that must not be found."""
     language: tuple[str, ...] = ()
-    """ISO codes of the languages that may be; a text whose language cannot be told stays."""
+    """ISO 639-1 codes of the languages that may be; a text whose language cannot be told stays."""
     json_: bool = Field(default=False, alias="json")
     """The answer is JSON and keeps the route's schema."""
     refusal: bool = False

@@ -1,11 +1,12 @@
 """Declarative rules: what a row's texts must be to stay. Pure; one function a condition."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from router import guard, redact
 from router.answer_spec import AnswerSpec, GuardRule
-from router.difficulty import language_of
 from router.prompt import last_user_text
 from router.records import Answer
 from training.curate.config import Rule, name_of
@@ -14,6 +15,9 @@ from training.dataset import Example
 from training.import_formats import Facts
 
 STAGE = "rules"
+SURE_LANGUAGE = 0.7
+"""Probability from which a language counts: on the shipped tickets (850 English, 72 of the shifted set) no English text
+reaches it in another language, and 18 of 19 foreign ones do."""
 
 
 def _length(rule: Rule, text: str) -> str | None:
@@ -33,9 +37,19 @@ def _deny(rule: Rule, text: str) -> str | None:
     return f"found {found[0]!r:.60}" if found else None
 
 
+@functools.lru_cache(maxsize=1)
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
 def _language(rule: Rule, text: str) -> str | None:
-    language = language_of(text)
-    return f"language {language}" if language and language not in rule.language else None
+    """py3langid rather than the router's guess by stop words: that one takes 2.4 % of the shipped English tickets for others."""
+    language, probability = _identifier().classify(text)
+    if language in rule.language or probability < SURE_LANGUAGE:
+        return None
+    return f"language {language} (p {float(probability):.2f})"
 
 
 def _pii(rule: Rule, text: str) -> str | None:
