@@ -33,7 +33,7 @@ class Slot:
 class _Prompt:
     slot: Slot
     mask: torch.Tensor | None
-    """[new, t] true where a token sees; None is the plain causal one."""
+    """[new, t] minus infinity where a token does not see; None is the plain causal one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def _mask(slot: Slot) -> torch.Tensor | None:
     if not slot.cached:
         return None
     new = slot.stop - slot.start
-    return torch.ones(new, slot.cached + new, dtype=torch.bool).tril(slot.cached)
+    return torch.full((new, slot.cached + new), float("-inf")).triu(slot.cached + 1)
 
 
 def _together(singles: Sequence[Slot], num_tokens: int) -> _Singles:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serving.engine import Row
 from serving.errors import ServingError
@@ -24,6 +24,8 @@ class Request:
     queued_at: float
     row: Row | None = None
     is_cancelled: bool = False
+    held: list[TokenOut] = field(default_factory=list)
+    """Tokens of a job that wants them at once, until its end."""
 
     def put(self, item: Item | ServingError) -> None:
         """Hand an item to the caller's loop; a loop that is gone wants none."""

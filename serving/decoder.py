@@ -150,7 +150,7 @@ class Decoder:
         if layer.q_norm is not None and layer.k_norm is not None:
             turned[:, : self.num_heads] = self._normed(turned[:, : self.num_heads], layer.q_norm)
             turned[:, self.num_heads :] = self._normed(turned[:, self.num_heads :], layer.k_norm)
-        torch.view_as_complex(turned.unflatten(-1, (-1, 2))).mul_(turns)
+        torch.view_as_complex(torch.unflatten(turned, -1, (-1, 2))).mul_(turns)
         key_values = heads[:, self.num_heads :].view(len(qkv), 2, self.num_kv_heads, -1)
         return heads[:, : self.num_heads], key_values
 

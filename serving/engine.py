@@ -16,7 +16,7 @@ from serving.decoder import Decoder
 from serving.errors import GenerationFailed
 from serving.generation import Finished, FinishReason, Job, TokenOut
 from serving.grammar import Grammars, Matcher
-from serving.lora import Batch, LoraWeights
+from serving.lora import Batch, LoraWeights, Stacks
 from serving.prefixes import Prefixes
 from serving.sampling import Choice, choose, choose_greedy, is_plain
 from serving.text import Detokenizer
@@ -74,6 +74,7 @@ class Engine:
         self.decoder = Decoder(model)
         self.tokenizer = tokenizer
         self._cache = self.decoder.new_cache()
+        self._stacks = Stacks()
         self._rows: list[Row] = []
         self._prefixes = Prefixes(prefix_bytes)
         self._grammars = Grammars(tokenizer, self.decoder.vocabulary)
@@ -143,6 +144,7 @@ class Engine:
     def forget(self, adapter_id: str) -> None:
         """Drop what is stored for an adapter."""
         self._prefixes.forget(adapter_id)
+        self._stacks.clear()
 
     def step(self) -> list[Emitted | Failed]:
         """One forward pass over all rows, one token for each; rows that finished or failed are taken out."""
@@ -193,7 +195,7 @@ class Engine:
             keep += range(start, len(ids)) if wants_all else [len(ids) - 1]
             before = groups.pop()[1] if groups and groups[-1][0] is row.weights else 0
             groups.append((row.weights, before + len(ids) - start))
-        return slots, Batch(groups), ids, keep
+        return slots, Batch(groups, self._stacks), ids, keep
 
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Choice | GenerationFailed]:
         """Each row's next token, or why it has none: a row's scores are its own matter."""

@@ -96,6 +96,11 @@ class Meter:
         if self._first is None:
             self._first = self._clock()
 
+    def first_token_after(self, seconds: float) -> None:
+        """The first token of a sequence came so long after it was queued; the earliest of several counts."""
+        at = self._start + self.validation_seconds + seconds
+        self._first = at if self._first is None else min(self._first, at)
+
     def answered(self, ends: Sequence[Finished]) -> None:
         """The last sequence has ended."""
         self._is_counted = True
@@ -107,7 +112,7 @@ class Meter:
         self._metrics.failed("bad_request", "unknown")
 
 
-async def tokens(worker: Submits, job: Job, meter: Meter) -> AsyncGenerator[Item]:
+async def _items(worker: Submits, job: Job) -> AsyncGenerator[Item]:
     """One generation's tokens, then its end.
 
     Raises:
@@ -117,7 +122,6 @@ async def tokens(worker: Submits, job: Job, meter: Meter) -> AsyncGenerator[Item
     items = worker.submit(job)
     try:
         async for item in items:
-            meter.token()
             yield item
             if isinstance(item, Finished):
                 return
@@ -128,12 +132,21 @@ async def tokens(worker: Submits, job: Job, meter: Meter) -> AsyncGenerator[Item
             await close()
 
 
+async def tokens(worker: Submits, job: Job, meter: Meter) -> AsyncGenerator[Item]:
+    """One generation as it comes; raises as `_items`."""
+    async with aclosing(_items(worker, job)) as items:
+        async for item in items:
+            meter.token()
+            yield item
+
+
 async def whole(worker: Submits, job: Job, meter: Meter) -> Generated:
-    """One generation, gathered."""
+    """One generation, gathered; raises as `_items`."""
     found: list[TokenOut] = []
-    async with aclosing(tokens(worker, job, meter)) as items:
+    async with aclosing(_items(worker, replace(job, at_once=True))) as items:
         async for item in items:
             if isinstance(item, Finished):
+                meter.first_token_after(item.first_token_seconds)
                 return item, found
             found.append(item)
     raise Incomplete("Incomplete generation")

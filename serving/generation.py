@@ -46,6 +46,8 @@ class Job:
     sampling: Sampling
     adapter_id: str | None = None
     want_prompt_logprobs: bool = False
+    at_once: bool = False
+    """Tokens are handed over together with the end, not one by one: a caller that reads no stream is woken once."""
 
 
 @dataclass(frozen=True, slots=True)

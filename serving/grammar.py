@@ -7,6 +7,7 @@ with no compilation of the schema up front, where xgrammar and outlines-core bui
 import json
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import llguidance
@@ -23,7 +24,11 @@ class Grammars:
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         self._text = tokenizer
-        self._tokenizer = from_tokenizer(tokenizer, n_vocab=max(vocabulary, len(tokenizer)))
+        # The trie of a vocabulary takes a third of a second; the server starts without waiting for it.
+        loader = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        size = max(vocabulary, len(tokenizer))
+        self._trie = loader.submit(from_tokenizer, tokenizer, n_vocab=size)
+        loader.shutdown(wait=False)
 
     def matcher(self, sampling: Sampling) -> "Matcher | None":
         """What a generation must match; None when it is free.
@@ -42,10 +47,11 @@ class Grammars:
             grammar = llguidance.LLMatcher.grammar_from_regex(_alternatives(sampling.choices))
         else:
             return None
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar)
+        trie = self._trie.result()
+        matcher = llguidance.LLMatcher(trie, grammar)
         if matcher.is_error():
             raise InvalidRequest(f"response_format: {matcher.get_error()}")
-        return Matcher(matcher, self._tokenizer.vocab_size)
+        return Matcher(matcher, trie.vocab_size)
 
     def _check(self, choice: str) -> None:
         """A vocabulary without all bytes has texts that no sequence of its tokens is; nothing would be allowed half-way."""

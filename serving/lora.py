@@ -22,6 +22,9 @@ FUSED = {
 }
 """The engine's projections, each made of these modules side by side."""
 
+MAX_STACKED = 16
+"""Adapters whose weights are copied side by side at most; more are added one by one."""
+
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
@@ -142,13 +145,75 @@ def _fuse(
     return fused
 
 
-class Batch:
-    """Whose tokens a step's flat batch holds: adapters with their numbers of tokens, in order; None is the base model."""
+class Stacks:
+    """The weights of the adapters of a batch, one on the other, while the same adapters go on together.
 
-    def __init__(self, groups: Sequence[tuple[LoraWeights | None, int]]) -> None:
+    A step of single tokens then has one small product for all adapters where it had one for each: with eight adapters that is
+    a fifth of the step. Stacking copies their weights, so it is done when a composition comes for the second time running.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[LoraWeights, ...] = ()
+        self._stacked: tuple[LoraWeights, ...] = ()
+        self._layers: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = []
+
+    def of(
+        self, adapters: tuple[LoraWeights, ...]
+    ) -> list[dict[str, tuple[torch.Tensor, torch.Tensor]]] | None:
+        """For each layer, a projection's A [adapters, inputs, ranks] and B [adapters, ranks, outputs]; None when not stacked."""
+        if not 1 < len(adapters) <= MAX_STACKED:
+            return None
+        if not _are_same(adapters, self._stacked):
+            if not _are_same(adapters, self._seen):
+                self._seen = adapters
+                return None
+            self._layers = []  # before the new ones are made: only one set at a time
+            self._layers = [
+                _stacked([a.layers[i] for a in adapters]) for i in range(len(adapters[0].layers))
+            ]
+            self._stacked = adapters
+        return self._layers
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._seen = self._stacked = ()
+        self._layers = []
+
+
+def _are_same(some: tuple[LoraWeights, ...], others: tuple[LoraWeights, ...]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+
+
+def _stacked(
+    layers: Sequence[dict[str, FusedLora]],
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """One layer of several adapters; ranks that are smaller, or projections that are missing, are filled with zeros."""
+    found = {}
+    for projection in {p for layer in layers for p in layer}:
+        own = [layer.get(projection) for layer in layers]
+        some = next(f for f in own if f is not None)
+        rank = max(f.a.shape[1] for f in own if f is not None)
+        a = torch.zeros(len(layers), some.a.shape[0], rank)
+        b = torch.zeros(len(layers), rank, some.b.shape[1])
+        for i, fused in enumerate(own):
+            if fused is not None:
+                a[i, :, : fused.a.shape[1]] = fused.a
+                b[i, : fused.b.shape[0]] = fused.b
+        found[projection] = (a, b)
+    return found
+
+
+class Batch:
+    """Whose tokens a step's flat batch holds: adapters with their numbers of tokens, in order, the base model (None) first."""
+
+    def __init__(self, groups: Sequence[tuple[LoraWeights | None, int]], stacks: Stacks) -> None:
         self._weights = [weights for weights, _ in groups]
         self._sizes = [size for _, size in groups]
-        self._is_base = not any(weights is not None for weights in self._weights)
+        adapters = tuple(w for w in self._weights if w is not None)
+        self._num = len(adapters)
+        self._base_tokens = self._sizes[0] if self._weights[0] is None else 0
+        sizes = set(self._sizes[len(groups) - len(adapters) :])
+        self._stacked = stacks.of(adapters) if len(sizes) == 1 else None
 
     def add(self, out: torch.Tensor, x: torch.Tensor, layer: int, projection: str) -> None:
         """Add each adapter's LoRA to a projection's output, in place.
@@ -157,11 +222,17 @@ class Batch:
             out: [tokens, outputs], the base model's.
             x: [tokens, inputs].
         """
-        if self._is_base:
+        if not self._num:
             return
-        for weights, before, after in zip(
-            self._weights, x.split(self._sizes), out.split(self._sizes), strict=True
-        ):
+        if self._stacked is not None:
+            pair = self._stacked[layer].get(projection)
+            if pair is not None:
+                own = x[self._base_tokens :].view(self._num, -1, x.shape[1])
+                after = out[self._base_tokens :].view(self._num, -1, out.shape[1])
+                after.baddbmm_(torch.bmm(own, pair[0]), pair[1])
+            return
+        befores, afters = torch.split(x, self._sizes), torch.split(out, self._sizes)
+        for weights, before, after in zip(self._weights, befores, afters, strict=True):
             fused = weights.layers[layer].get(projection) if weights is not None else None
             if fused is not None:
                 after.addmm_(torch.mm(before, fused.a), fused.b)

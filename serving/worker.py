@@ -377,14 +377,17 @@ class Worker:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, Item | ServingError]]] = {}
         for item in emitted:
             request = self._running[item.row]
+            if isinstance(item, Failed) or item.finished is not None:
+                del self._running[item.row]
+            if isinstance(item, Emitted) and item.finished is None and request.job.at_once:
+                request.held.append(item.token)
+                continue
             given = by_loop.setdefault(request.loop, [])
             if isinstance(item, Failed):
                 given.append((request, item.error))
-            else:
-                given.append((request, item.token))
-            if isinstance(item, Failed) or item.finished is not None:
-                del self._running[item.row]
-            if isinstance(item, Emitted) and item.finished is not None:
+                continue
+            given += [(request, token) for token in (*request.held, item.token)]
+            if item.finished is not None:
                 given.append((request, item.finished))
         for loop, given in by_loop.items():
             with contextlib.suppress(RuntimeError):  # a loop that is gone wants none

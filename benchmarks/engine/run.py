@@ -53,7 +53,7 @@ PLAN = {
     "vllm": _cells("vllm"),
     "peft": [Cell("peft", k, 1, NUM_ADAPTERS, NUM_ADAPTERS) for k in KINDS],
 }
-LONGEST_START = {"machine": 20, "start": 25, "ours": 20, "vllm": 75, "peft": 20}
+LONGEST_START = {"machine": 20, "start": 25, "ours": 20, "vllm": 45, "peft": 20}
 """Seconds that a peer may need before its first cell."""
 
 
@@ -75,7 +75,7 @@ class Run:
 
     def has_time(self, seconds: float) -> bool:
         """Whether so many seconds are left of this call's budget."""
-        return time.monotonic() + seconds < self.until
+        return bool(time.monotonic() + seconds < self.until)
 
     def write(self, number: int, cell: Cell, found: dict[str, Any]) -> None:
         """Keep a figure."""
@@ -131,7 +131,7 @@ def _serve(run: Run, peer: str, number: int) -> None:
     with run.server(peer) as server:
         warmed = -1
         for cell in cells:
-            if not run.has_time(run.args.seconds + 12):
+            if not run.has_time(run.args.seconds + 16):
                 return
             kind = KINDS[cell.kind]
             if cell.resident != warmed:
@@ -140,11 +140,12 @@ def _serve(run: Run, peer: str, number: int) -> None:
                 warmed = cell.resident
             # of this kind too: a prefix is stored when two prompts have shared it
             load.warm(server.port, kind, _models(cell), f"warm-{number}-{cell.kind}")
+            name = f"{number}-{cell.callers}-{cell.models}-{cell.resident}"
+            load.measure(server.port, kind, _models(cell), cell.callers, 2.0, f"rehearsal-{name}")
             cpu = server.cpu_seconds()
             found = load.measure(
-                server.port, kind, _models(cell), cell.callers, run.args.seconds,
-                f"{number}-{cell.callers}-{cell.models}-{cell.resident}",
-            )  # fmt: skip
+                server.port, kind, _models(cell), cell.callers, run.args.seconds, name
+            )
             spent = server.cpu_seconds() - cpu
             if found.errors:
                 raise RuntimeError(f"{peer}: {found.errors} errors, first: {found.first_error}")
@@ -224,7 +225,7 @@ def main() -> int:
         # every other round the other way round, so that what warms or slows the machine meets both
         for peer in wanted if number % 2 == 0 else wanted[::-1]:
             while run.left(peer, number):
-                if not run.has_time(LONGEST_START[peer] + args.seconds + 12):
+                if not run.has_time(LONGEST_START[peer] + args.seconds + 16):
                     print("the budget has ended; call again to go on", file=sys.stderr)
                     return 3
                 _turn(run, peer, number)
