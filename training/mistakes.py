@@ -4,7 +4,7 @@ Pure: answers and references in, tables out. Where answers come from is the comm
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -89,7 +89,7 @@ def choose(
     """
     if which not in FILTERS:
         raise ConfigError(f"--filter {which!r}: allowed: {', '.join(FILTERS)}")
-    wanted = {
+    kinds: dict[str, Callable[[Case], bool]] = {
         "wrong": lambda c: not c.student_right,
         "teacher-right": lambda c: not c.student_right and c.teacher_right is True,
         "teacher-wrong": lambda c: not c.student_right and c.teacher_right is False,
@@ -97,7 +97,8 @@ def choose(
         "unsure": lambda c: c.confidence < UNSURE,
         "right": lambda c: c.student_right,
         "all": lambda c: True,
-    }[which]
+    }
+    wanted = kinds[which]
     found = [
         c
         for c in rows

@@ -90,7 +90,7 @@ DEFAULT = Recipe(
     fit=FitConfig.model_validate(
         {
             "epochs": 4,
-            "max_rows_seen": 9000,
+            "max_rows_seen": 5000,
             "batch_size": 8,
             "patience": 9,
             "average_share": 0.3,

@@ -15,18 +15,20 @@ from training.priors import threshold_for as threshold_for
 
 Vector = np.ndarray
 """[rows], floats or booleans."""
+Numbers = Sequence[float] | np.ndarray
+"""[rows], one number a row."""
+Bits = Sequence[bool] | np.ndarray
+"""[rows], one truth value a row."""
 
 
-def mix_weights(labels: Sequence[bool], mix: float) -> Vector:
+def mix_weights(labels: Bits, mix: float) -> Vector:
     """[rows] weights that give "yes" rows the share `mix`; they sum to 1."""
     yes = np.asarray(labels, dtype=bool)
     ones, zeros = max(1, int(yes.sum())), max(1, int((~yes).sum()))
-    return np.where(yes, mix / ones, (1 - mix) / zeros)
+    return np.asarray(np.where(yes, mix / ones, (1 - mix) / zeros))
 
 
-def best_threshold(
-    scores: Sequence[float], labels: Sequence[bool], mix: float, near: float
-) -> float:
+def best_threshold(scores: Numbers, labels: Bits, mix: float, near: float) -> float:
     """The threshold with the best accuracy on these rows, weighted to `mix`; of equals the one closest to `near`."""
     order = np.argsort(scores, kind="stable")
     ranked = np.asarray(scores, dtype=float)[order]
@@ -44,7 +46,7 @@ def best_threshold(
     return float(middle[int(gaps.argmin())])
 
 
-def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
+def auc(scores: Numbers, labels: Bits) -> float:
     """Area under the ROC curve: how often a "yes" row has a higher score than a "no" row (ties count half)."""
     yes = np.asarray(labels, dtype=bool)
     ones, zeros = int(yes.sum()), int((~yes).sum())
@@ -64,9 +66,7 @@ class Outcome:
     right: tuple[bool, ...]
 
 
-def outcome(
-    answers: Sequence[bool], labels: Sequence[bool], scores: Sequence[float] | None = None
-) -> Outcome:
+def outcome(answers: Bits, labels: Bits, scores: Numbers | None = None) -> Outcome:
     """Figures of yes/no answers against labels."""
     said, yes = np.asarray(answers, dtype=bool), np.asarray(labels, dtype=bool)
     right = said == yes
@@ -92,9 +92,7 @@ class Gap:
     p_value: float
 
 
-def seeds_gap(
-    runs: Sequence[Sequence[bool]], others: Sequence[Sequence[bool]], draws: int = 10_000
-) -> Gap:
+def seeds_gap(runs: Sequence[Bits], others: Sequence[Bits], draws: int = 10_000) -> Gap:
     """Compare two answerers that were each run once or with several seeds; a row is the unit, seeds are averaged in it.
 
     With one run each the permutation test is McNemar's test, drawn instead of computed.
@@ -111,15 +109,15 @@ def seeds_gap(
 
 
 def joint_confidence(
-    scores: Sequence[float], threshold: float, rival: Sequence[float], rival_threshold: float
+    scores: Numbers, threshold: float, rival: Numbers, rival_threshold: float
 ) -> Vector:
     """[rows] how sure student and TF-IDF together are of the *student's* answer, log-odds; below 0 they lean the other way."""
     student = np.asarray(scores, dtype=float) - threshold
     both = student + np.asarray(rival, dtype=float) - rival_threshold
-    return np.where(student > 0, both, -both)
+    return np.asarray(np.where(student > 0, both, -both))
 
 
-def cut_for(confidence: Sequence[float], labels: Sequence[bool], mix: float, share: float) -> float:
+def cut_for(confidence: Numbers, labels: Bits, mix: float, share: float) -> float:
     """The confidence below which `share` of these rows lie, when they are weighted to `mix`."""
     order = np.argsort(confidence, kind="stable")
     covered = np.cumsum(mix_weights(labels, mix)[order])
@@ -140,9 +138,7 @@ class Cascade:
     """(share handed over, accuracy) of the whole range, for the picture; no figure is picked from it."""
 
 
-def cascade(
-    confidence: Sequence[float], student: Sequence[bool], teacher: Sequence[bool], cut: float
-) -> Cascade:
+def cascade(confidence: Numbers, student: Bits, teacher: Bits, cut: float) -> Cascade:
     """What a cut gives: rows with less confidence have the teacher's answer.
 
     Args:

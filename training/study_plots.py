@@ -27,7 +27,8 @@ def hand_over_curves(
     shares = np.linspace(0, 1, 101)
     for arm in dict.fromkeys(run["arm"] for run in runs):
         mine = [run["cascade"][which] for run in runs if run["arm"] == arm]
-        curves = [np.interp(shares, *zip(*c.curve, strict=True)) for c in mine]
+        tables = [np.asarray(c.curve) for c in mine]
+        curves = [np.interp(shares, table[:, 0], table[:, 1]) for table in tables]
         mean = 100 * np.mean(curves, axis=0)
         axes.plot(
             100 * shares, mean, color=ARM_COLOURS[arm], lw=2, label=f"arm {arm}, {len(mine)} seeds"

@@ -128,8 +128,7 @@ def student_row(study: Study, scored: Scored, test: str) -> dict[str, Any]:
     rival_scores = _ordered(scored.rival.scores(set_name(test)), rows)
     rival_cut = rival_threshold(study, scored.fit.arm, scored.rival, mix)
     teacher = [r.teacher == r.gold for r in rows] if all(r.teacher for r in rows) else None
-    cascades = {}
-    for name, (on_held, on_test) in {
+    confidences: dict[str, tuple[core.Numbers, core.Numbers]] = {
         "student": (
             [abs(s - cuts[RULE]) for s in held],
             [abs(s - cuts[RULE]) for s in scores],
@@ -138,7 +137,9 @@ def student_row(study: Study, scored: Scored, test: str) -> dict[str, Any]:
             core.joint_confidence(held, cuts[RULE], rival_held, rival_cut),
             core.joint_confidence(scores, cuts[RULE], rival_scores, rival_cut),
         ),
-    }.items():
+    }
+    cascades = {}
+    for name, (on_held, on_test) in confidences.items():
         if teacher is not None:
             cut = core.cut_for(on_held, held_labels, mix, HANDED_OVER)
             cascades[name] = core.cascade(on_test, main.right, teacher, cut)

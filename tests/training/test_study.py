@@ -18,7 +18,7 @@ from training import study, study_data, study_figures, study_report, study_words
 from training.config import FitConfig
 from training.encode import Encoded
 from training.errors import ConfigError, DataError
-from training.jobs import PAUSED, Job, Queue
+from training.jobs import PAUSED, Job, Queue, QueueState
 from training.priors import threshold_for
 from training.states import StateCache
 from training.statistics import mcnemar
@@ -84,7 +84,7 @@ def test_each_arm_has_the_labels_that_it_should(data: Path) -> None:
 
 def test_tuning_rows_are_in_no_test_set_and_in_neither_a_nor_e(data: Path) -> None:
     found = study_data.tuning_rows(data, each=20)
-    taken = {r.id for arm in ("A", "E") for r in study_data.arm_rows(data, arm)}  # type: ignore[arg-type]
+    taken = {r.id for arm in ("A", "E") for r in study_data.arm_rows(data, arm)}
     taken |= {r.id for test in study_data.TESTS for r in study_data.test_rows(data, test)}
     assert not taken & {r.id for r in found}
     assert sum(r.gold == "yes" for r in found) == 20
@@ -182,7 +182,7 @@ def test_the_queue_starts_paused_jobs_again_and_skips_done_ones(tmp_path: Path) 
         script(tmp_path, "done", "sys.exit(1)"),
     ]
     (tmp_path / "done").touch()
-    told = []
+    told: list[QueueState] = []
     assert Queue(workers=2).run(jobs, told.append) == ["broken"]
     assert (tmp_path / "paused").exists()
     assert "no such thing" in (tmp_path / "broken.log").read_text()
