@@ -77,9 +77,7 @@ class Exchange:
     @property
     def teacher(self) -> TeacherClient:
         """The route's teacher, or the default's."""
-        spec = self.route.teacher if self.route else self.force.loaded.policy.default.teacher
-        keep = self.force.loaded.policy.keys is None
-        return TeacherClient(self.force.backends[spec.backend], spec.model, keep)
+        return self.force.teacher(self.decision.route)
 
     def student(self, purpose: Purpose) -> StudentClient:
         """The route's student, at the version that a rollout pins."""
@@ -121,7 +119,7 @@ class Exchange:
         began = loop.time()
         try:
             reply = await teacher.open(self.request, self.headers)
-            if reply.status == 200 and _is_stream(reply):
+            if self.request.stream and reply.status == 200 and _is_stream(reply):
                 headers = self.recorder.headers(reply_headers(reply.headers), "teacher")
                 return Outgoing(200, headers, pieces=self._teacher_pieces(teacher, reply, began))
             body = await reply.read()

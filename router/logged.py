@@ -24,17 +24,17 @@ def logged_answer(answer: Answer, rule: Log) -> Answer:
     )
 
 
-def logged_record(record: Record, body: bytes, rule: Log) -> Record:
-    """The record, with the request's body, as the log may keep them."""
+def logged_record(record: Record, rule: Log) -> Record:
+    """The record as the log may keep it."""
     if rule.text and not rule.redact:
-        return msgspec.structs.replace(record, request=msgspec.Raw(body))
+        return record
     answers = tuple(logged_answer(answer, rule) for answer in record.answers)
     if not rule.redact:
-        return msgspec.structs.replace(record, answers=answers)
+        return msgspec.structs.replace(record, answers=answers, request=NO_BODY)
     return msgspec.structs.replace(
         record,
         answers=answers,
-        request=_body(body, rule) if rule.text else NO_BODY,
+        request=_body(bytes(record.request), rule) if rule.text else NO_BODY,
         user=redact.redact(record.user, rule.redact) if record.user else record.user,
         metadata={k: redact.redact(v, rule.redact) for k, v in record.metadata.items()},
         headers={k: redact.redact(v, rule.redact) for k, v in record.headers.items()},

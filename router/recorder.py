@@ -6,6 +6,8 @@ The record is on its way to the disk before the reply's last byte leaves: whoeve
 import time
 from dataclasses import dataclass, field
 
+import msgspec
+
 from router.auth import KeyEntry
 from router.compare import compare
 from router.decide import Decision
@@ -97,6 +99,7 @@ class Recorder:
             answers=tuple(self.answers),
             path=request.path,
             model=request.model,
+            request=msgspec.Raw(request.body),
             draw=decision.draw,
             propensity=decision.propensity,
             shadow_share=decision.shadow_share,
@@ -113,7 +116,7 @@ class Recorder:
         if self.trace is not None:
             self._traced(self.trace, record)
         if decision.log:
-            services.log.append(logged_record(record, request.body, self._log_rule))
+            services.log.append(logged_record(record, self._log_rule))
 
     def _traced(self, trace: Trace, record: Record) -> None:
         """Spans of the answers on the caller's way, one after the other, and of the whole."""
@@ -140,7 +143,7 @@ class Recorder:
 
     def _online_comparison(self) -> Comparison | None:
         """When a fallback made both answer, they are compared at once."""
-        if self.route is None:
+        if self.route is None or len(self.answers) < 2:
             return None
         student = next((a for a in self.answers if a.role == "student"), None)
         teacher = next((a for a in self.answers if a.role == "teacher" and a.ok), None)

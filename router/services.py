@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from router import guard
 from router.admission import Admission
@@ -13,6 +13,7 @@ from router.policy import Route
 from router.policy_file import LoadedPolicy
 from router.records import Answer
 from router.shadow import ShadowSet
+from router.teacher import TeacherClient
 from router.tracing import Tracing
 from router.traffic import TrafficLog
 from router.wire import RequestView
@@ -26,6 +27,19 @@ class InForce:
     backends: Backends
     keys: KeyRing | None = None
     """None when callers need no key."""
+    teachers: dict[str, TeacherClient] = field(default_factory=dict)
+    """Teachers by route, made when first asked."""
+
+    def teacher(self, route_name: str) -> TeacherClient:
+        """The route's teacher, or the default's."""
+        found = self.teachers.get(route_name)
+        if found is None:
+            policy = self.loaded.policy
+            route = policy.routes.get(route_name)
+            spec = route.teacher if route else policy.default.teacher
+            found = TeacherClient(self.backends[spec.backend], spec.model, policy.keys is None)
+            self.teachers[route_name] = found
+        return found
 
 
 @dataclass(slots=True)
