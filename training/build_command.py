@@ -69,7 +69,9 @@ def build(
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(help="Other columns of files: id=NAME, user=NAME, at=NAME, system=NAME."),
+        typer.Option(
+            help="More of a CSV: id=NAME, user=NAME, at=NAME, system=NAME, gold='{\"is_bad\": {}}'."
+        ),
     ] = None,
     preview: Annotated[
         bool, typer.Option(help="Only show how the files are read: format, counts, first row.")

@@ -1,11 +1,17 @@
 """`graduate train curate` and `graduate train curate restore`: a configuration to a better dataset, and back."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from training.curate.config import CurateConfig
+    from training.curate.stages import Result
+    from training.dataset import Dataset
 
 
 class _DatasetFirst(TyperGroup):
@@ -40,6 +46,12 @@ def run(
     dry_run: Annotated[
         bool, typer.Option(help="Only show counts and three samples a rule; write nothing.")
     ] = False,
+    effect: Annotated[
+        bool,
+        typer.Option(
+            help="Also train a TF-IDF stand-in before and after and read it on validation; sweeps the balance."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run the stages of a file over a dataset's train rows.
@@ -58,6 +70,10 @@ def run(
             result = stages.curate(
                 parent, chosen, lambda phase, done, total: tell(phase, done, total, None)
             )
+            if effect:
+                result.reports["effect"] = _effect(
+                    parent, chosen, result, lambda done, total: tell("effect", done, total, None)
+                )
         found = report.as_dict(result, chosen.seed)
         query = {"curate": chosen.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
         path: Path | None = None
@@ -69,6 +85,17 @@ def run(
             )  # fmt: skip
             path, digest = made.path, made.info.digest
     _show(found, path, digest, parent.info.digest, as_json)
+
+
+def _effect(
+    parent: "Dataset", chosen: "CurateConfig", result: "Result", tell: Callable[[int, int], None]
+) -> dict[str, Any]:
+    from training.curate.effect import measure
+
+    return measure(
+        parent.of("train"), result.train, result.unbalanced, parent.of("validation"), parent.info.answer,
+        chosen.balance, chosen.seed, tell,
+    )  # fmt: skip
 
 
 @app.command()

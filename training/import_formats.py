@@ -27,10 +27,12 @@ class Columns:
     user: str = "user"
     at: str = "at"
     system: str = "system"
+    gold_template: str | None = None
+    """The gold answer of a CSV cell, which stands for `{}`: `{"is_bad": {}}` makes a JSON answer of 0 and 1."""
 
     @classmethod
     def parse(cls, keys: Keys, assignments: list[str]) -> "Columns":
-        """`["user=customer", "id=row"]` laid over the defaults.
+        """`["user=customer", "id=row"]` laid over the defaults; `gold` is a template with `{}` for the cell.
 
         Raises:
             ConfigError: no `=`, or an unknown name.
@@ -38,9 +40,13 @@ class Columns:
         chosen: dict[str, str] = {}
         for assignment in assignments:
             name, equals, column = assignment.partition("=")
-            if not equals or not column or name not in ("id", "user", "at", "system"):
+            if not equals or not column or name not in ("id", "user", "at", "system", "gold"):
                 raise ConfigError(
-                    f"--column {assignment!r}: allowed: id=NAME, user=NAME, at=NAME, system=NAME"
+                    f"--column {assignment!r}: allowed: id=NAME, user=NAME, at=NAME, system=NAME, gold=TEMPLATE with {{}}"
+                )
+            if name == "gold" and "{}" not in column:
+                raise ConfigError(
+                    f"--column {assignment!r}: allowed: a template with {{}} for the cell"
                 )
             chosen[name] = column
         plain = cls(keys)
@@ -50,6 +56,7 @@ class Columns:
             chosen.get("user", plain.user),
             chosen.get("at", plain.at),
             chosen.get("system", plain.system),
+            chosen.get("gold"),
         )
 
 
@@ -331,13 +338,16 @@ def _litellm(place: Place, entry: Entry, names: Columns) -> Parts:
 
 def _csv(place: Place, entry: Entry, names: Columns) -> Parts:
     text = entry[names.keys.input]
+    gold = _answer(place, entry, names.keys.gold)
+    if gold is not None and names.gold_template is not None:
+        gold = names.gold_template.replace("{}", gold)
     if not text.strip():
         raise place.refuse(names.keys.input, text, "a text that is not blank")
     messages: list[Entry] = [{"role": "user", "content": text}]
     if entry.get(names.system):
         messages.insert(0, {"role": "system", "content": entry[names.system]})
     return Parts(
-        messages, _answer(place, entry, names.keys.teacher), _answer(place, entry, names.keys.gold),
+        messages, _answer(place, entry, names.keys.teacher), gold,
         word(entry.get(names.id)), "", _time(place, entry.get(names.at), names.at), Facts(word(entry.get(names.user))),
     )  # fmt: skip
 

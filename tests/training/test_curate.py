@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 import graduate
 from router.records import Answer, Record
 from router.traffic import TrafficLog
-from tests.training.conftest import rows
-from training.curate import config, ledger, stages
+from tests.training.conftest import route, rows
+from training import build
+from training.curate import config, effect, ledger, stages
 from training.curate.config import CurateConfig
 from training.curate.ledger import Choice
 from training.dataset import Dataset, Example, save
@@ -140,6 +141,31 @@ def test_a_twin_of_a_held_out_row_goes_and_cannot_come_back(
         ledger.undo(result.train, result.entries, Choice(ids=frozenset({"twin"})))
 
 
+def test_the_effect_is_read_on_validation_and_sees_a_better_set(tmp_path: Path) -> None:
+    """Half of the train labels are flipped and gold puts them right: the stand-in must see it."""
+    parent = build.build(rows(200), route(), "mail", tmp_path, query={})
+    flipped = []
+    for number, example in enumerate(parent.of("train")):
+        right = example.completion
+        wrong = '{"kind":"order"}' if "refund" in right else '{"kind":"refund"}'
+        said = wrong if number % 2 else right
+        flipped.append(msgspec.structs.replace(example, completion=said, teacher=said, gold=right))
+    noisy = Dataset(parent.path, parent.info, (*flipped, *held_out(parent)))
+    chosen = settings(gold={"errors": "replace"}, balance={"how": "weight"})
+    result = stages.curate(noisy, chosen)
+    found = effect.measure(
+        noisy.of("train"), result.train, result.unbalanced, parent.of("validation"), parent.info.answer,
+        chosen.balance, 0,
+    )  # fmt: skip
+    assert found["before_accuracy"] < 0.75 < found["after_accuracy"]
+    assert found["interval"][0] > 0
+    assert found["validation_rows"] == len(parent.of("validation"))
+    assert [s["strength"] for s in found["sweep"]] == list(effect.STRENGTHS)
+    assert found["sweep"][-1]["accuracy"] == found["after_accuracy"]
+    with pytest.raises(DataError, match="no validation rows"):
+        effect.measure(result.train, result.train, None, [], parent.info.answer, None, 0)
+
+
 def test_nothing_to_change_and_nothing_left_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     result = stages.curate(dataset, settings(rules=[{"max_chars": 10_000}]))
     with pytest.raises(DataError, match="nothing changed"):
@@ -210,6 +236,7 @@ def test_the_commands_dry_run_write_and_restore(dataset: Dataset, tmp_path: Path
         str(file),
         "--out",
         str(tmp_path / "out"),
+        "--effect",
         "--json",
     ]
     dry = CliRunner().invoke(graduate.app, [*command, "--dry-run"])

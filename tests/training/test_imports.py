@@ -117,6 +117,15 @@ def test_a_csv_has_its_columns_named(tmp_path: Path) -> None:
     assert found.facts == {"7": Facts("c9")}
 
 
+def test_a_csv_cell_can_become_a_json_answer(tmp_path: Path) -> None:
+    file = tmp_path / "bad.csv"
+    file.write_text("text,gold\na,1\nb,\n")
+    names = Columns.parse(Keys(), ['gold={"is_bad": {}}'])
+    assert [r.gold for r in imports.read(file, names).rows] == ['{"is_bad": 1}', None]
+    with pytest.raises(ConfigError, match="for the cell"):
+        Columns.parse(Keys(), ["gold=is_bad"])
+
+
 def changed(entry: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {**entry, **fields}
 

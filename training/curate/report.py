@@ -115,4 +115,17 @@ def findings(reports: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(
             f"mix after {mix['how']}: {shares}; effective rows {mix['effective_rows_after']}"
         )
+    if effect := reports.get("effect"):
+        low, high = effect["interval"]
+        lines.append(
+            f"TF-IDF stand-in on {effect['validation_rows']} validation rows: {effect['before_accuracy']:.1%} right before, "
+            f"{effect['after_accuracy']:.1%} after ({effect['difference']:+.1%}, 95 % interval {low:+.1%} to {high:+.1%}, "
+            f"p {effect['p_value']:.2f}); mean over classes {effect['before_balanced_accuracy']:.1%} before, "
+            f"{effect['after_balanced_accuracy']:.1%} after"
+        )
+        lines += [
+            f"  balance strength {s['strength']:g}: {s['rows']} rows, {s['accuracy']:.1%} right, mean over classes "
+            f"{s['balanced_accuracy']:.1%}"
+            for s in effect["sweep"]
+        ]
     return lines

@@ -46,6 +46,8 @@ class Result:
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: list[tuple[str, int, int]] = field(default_factory=list)
     """(stage, train rows before, after), in order."""
+    unbalanced: list[Example] | None = None
+    """Train rows before the balance, None without one."""
 
     @property
     def examples(self) -> list[Example]:
@@ -95,6 +97,8 @@ def curate(dataset: Dataset, config: CurateConfig, tell: Tell | None = None) -> 
         if tell:
             tell("stages", number, len(steps))
         before = len(result.train)
+        if name == balance.STAGE:
+            result.unbalanced = result.train
         outcome = step()
         if not outcome.kept:
             reasons = dict(Counter(e.rule for e in outcome.entries))
