@@ -131,7 +131,7 @@ class Kubelet:
             "python": f'"{sys.executable}"',
         }.items():
             file = self._shims / name
-            file.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+            file.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec {words} "$@"\n')
             file.chmod(0o755)
         command("mount", "--make-rprivate", "/")
         command("mount", "-t", "tmpfs", "tmpfs", "/run")

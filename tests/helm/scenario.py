@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
 from tests.helm.fake_kube import FakeKube
 from tests.helm.kubelet import NODE, Kubelet
@@ -42,7 +41,7 @@ def story(rendered: Path, work: Path, model: Path, adapter: Path) -> dict[str, A
         "hugging-face": {"HF_TOKEN": "none", "HF_HUB_OFFLINE": "1"},
         "graduate-database": {"url": "sqlite:////var/lib/graduate/graduate.db"},
     }
-    kubelet = Kubelet(work, objects, secrets, {"teacher.example.com": NODE, "s3.example.com": NODE})
+    kubelet = Kubelet(work, objects, secrets, {"teacher.example.com": NODE})
     state = work / "claims" / "graduate-state"
     (state / "models").mkdir(parents=True)
     subprocess.run(["cp", "-r", str(model), str(state / "models" / "tiny")], check=True)
@@ -58,24 +57,23 @@ def story(rendered: Path, work: Path, model: Path, adapter: Path) -> dict[str, A
         front, admin = f"http://{router.address}:8080", f"http://{router.address}:9080"
         seen["without a key"] = httpx.get(f"{front}/v1/models").status_code
         seen["dark launch"] = [_ask(front, key, text) for text in TEXTS]
-        policy = yaml.safe_load(objects_text(kubelet, "graduate-policy"))
+        policy = kubelet.objects["ConfigMap", "graduate-policy"]["data"]["policy.yaml"]
 
-        def edit(**route: Any) -> float:
-            policy["routes"]["tickets"] |= route
+        def edit(mode: str) -> float:
+            """As a person does it: in the text, for a YAML library would turn the key `on` into `true`."""
             before = httpx.get(f"{admin}/policy").json()["digest"]
-            kubelet.sync(
-                "graduate-policy", {"policy.yaml": yaml.safe_dump(policy, sort_keys=False)}
-            )
+            text = policy.replace("mode: dark_launch", f"mode: {mode}")
+            kubelet.sync("graduate-policy", {"policy.yaml": text})
             return _seconds_until(lambda: httpx.get(f"{admin}/policy").json()["digest"] != before)
 
-        seen["edit in force after"] = edit(mode="student")
+        seen["edit in force after"] = edit("student")
         seen["student"] = [_ask(front, key, text) for text in TEXTS]
         kubelet.sync("graduate-policy", {"policy.yaml": "version: 1\nroutes: nonsense\n"})
         seen["bad edit told after"] = _seconds_until(
             lambda: bool(httpx.get(f"{admin}/policy").json()["error"])
         )
         seen["after a bad edit"] = _ask(front, key, TEXTS[0])
-        edit(mode="canary")
+        edit("canary")
         seen["rollouts patched after"] = _seconds_until(lambda: bool(_rollouts(kube)), 120.0)
         seen["patches"] = [p for m, p in kube.requests if m == "PATCH"]
         kubelet.sync("graduate-rollouts", _rollouts(kube))
@@ -103,12 +101,6 @@ def story(rendered: Path, work: Path, model: Path, adapter: Path) -> dict[str, A
         for helper in helpers:
             helper.kill()
     return seen
-
-
-def objects_text(kubelet: Kubelet, name: str) -> str:
-    """The policy's text as rendered."""
-    text: str = kubelet.objects["ConfigMap", name]["data"]["policy.yaml"]
-    return text
 
 
 def _graduate(*words: str) -> str:

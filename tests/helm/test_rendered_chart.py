@@ -28,7 +28,16 @@ def namespaces() -> list[str]:
         pytest.skip.Exception: this machine allows neither root's way nor a user namespace.
     """
     for more in ([], ["--map-root-user"]):
-        words = ["unshare", *more, "--mount", "--net"]
+        words = [
+            "unshare",
+            *more,
+            "--mount",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ]
         probe = "mount --make-rprivate / && ip link add probe type bridge"
         if (
             shutil.which("ip")
@@ -64,7 +73,7 @@ def seen(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
     values = folder / "values.yaml"
     changed = {
         "policy": {"text": text},
-        "state": {"s3Endpoint": "http://s3.example.com:9000"},
+        "state": {"s3Endpoint": "http://10.244.0.1:9000"},
         "embedded": {"model": "/var/lib/graduate/models/tiny"},
         "monitor": {"every": "3s"},
         "router": {"ship": {"interval": "1s"}},
@@ -78,7 +87,7 @@ def seen(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
     )
     adapter = folder / "registry" / "tickets" / "1"
     done = subprocess.run(
-        [*words, "--fork", "--kill-child", sys.executable, "-m", "tests.helm.scenario", *map(str, (rendered, work, model, adapter))],
+        [*words, sys.executable, "-m", "tests.helm.scenario", *map(str, (rendered, work, model, adapter))],
         cwd=ROOT, capture_output=True, text=True, timeout=400, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
