@@ -345,6 +345,11 @@ def warnings(policy: Policy) -> list[str]:
     found = []
     for name, route in policy.routes.items():
         student = route.student
+        rules = {rule.rule for rule in route.guard.rules}
+        if "label" in rules and route.answer.kind != "label":
+            found.append(
+                f"routes.{name}.guard.rules: label refuses every answer of kind {route.answer.kind}; it needs answer.labels"
+            )
         if student is None:
             continue
         kind = policy.backends[student.backend].kind

@@ -13,6 +13,7 @@ from router import policy_file
 from router.errors import PolicyError, Problem
 from router.policy import Policy
 from router.policy_file import digest_of, dump, loads, loads_rollouts
+from tests.router.conftest import policy_text
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "policies").glob("*.yaml"))
 GOOD = """\
@@ -300,3 +301,22 @@ def test_dump_and_load_are_inverse(routes: dict[str, object], wait: str) -> None
 def test_an_example_survives_dump_and_load(path: Path) -> None:
     policy = loads(path.read_text())
     assert loads(dump(policy)) == policy
+
+
+@pytest.mark.parametrize(
+    ("route", "said"),
+    [
+        ({"guard": {"rules": ["label"]}}, "routes.mail.guard.rules: label refuses every answer of kind text"),
+        ({"mode": "student", "student": {"backend": "students", "adapter": "mail"}}, "latest changes the student"),
+        (
+            {"hybrid": {"cascade": {"min_confidence": 0.9}}, "student": {"backend": "students", "adapter": "mail"}},
+            "without student.prompt LoRAX gives no confidence",
+        ),
+    ],
+)  # fmt: skip
+def test_what_holds_but_is_hardly_meant_is_warned_of(route: dict[str, object], said: str) -> None:
+    text = yaml.safe_load(policy_text("http://127.0.0.1:1"))
+    assert policy_file.warnings(policy_file.loads(yaml.safe_dump(text))) == []
+    text["routes"]["mail"] |= route
+    found = policy_file.warnings(policy_file.loads(yaml.safe_dump(text)))
+    assert any(said in line for line in found), found
