@@ -7,7 +7,7 @@ removed: a gauge that stands still for ever would be read as news.
 
 import datetime
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -19,7 +19,8 @@ SLICES = 10
 ROLLOUT_STATES: tuple[str, ...] = get_args(RouteRollout.model_fields["state"].annotation)
 GATE_STATES = {"breached": -1.0, "open": 0.0, "kept": 1.0}
 
-Labels = tuple[str, ...]
+Labels = TypeVar("Labels", bound=tuple[str, ...])
+"""A series' labels after the route."""
 
 
 class MonitorMetrics:
@@ -83,7 +84,7 @@ class MonitorMetrics:
         )
         for result in ("ok", "error"):  # there from the start, or the first error is no increase
             self.ticks.labels(result)
-        self._shown: dict[tuple[Gauge, str], set[Labels]] = {}
+        self._shown: dict[tuple[Gauge, str], set[tuple[str, ...]]] = {}
 
     def show(self, route: str, report: dict[str, Any]) -> None:
         """Set the gauges of one route from its newest report."""
@@ -170,8 +171,8 @@ class MonitorMetrics:
     def _set(self, gauge: Gauge, route: str, values: Mapping[Labels, float]) -> None:
         """Make these the gauge's series of the route; series that were there and are not among them go."""
         before = self._shown.get((gauge, route), set())
-        for labels in before - set(values):
-            gauge.remove(route, *labels)
+        for gone in before - set(values):
+            gauge.remove(route, *gone)
         for labels, value in values.items():
             gauge.labels(route, *labels).set(value)
         self._shown[gauge, route] = set(values)

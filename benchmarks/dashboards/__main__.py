@@ -23,15 +23,11 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="graduate-dashboards-") as root:
         place = Place(Path(root), tick_seconds=4)
+        traffic = Traffic(place, per_second=given.per_second)
         try:
             place.start()
-        except NoPrometheus as why:
-            print(f"error: {why}", file=sys.stderr)
-            return 2
-        traffic = Traffic(place, per_second=given.per_second)
-        traffic.start()
-        start = time.time()
-        try:
+            traffic.start()
+            start = time.time()
             Story(place, traffic, given.part).run(
                 lambda part: print(f"{time.time() - start:6.0f} s  {part}", file=sys.stderr)
             )
@@ -40,6 +36,9 @@ def main() -> int:
                 path = given.out / f"dashboard-{board.uid.removeprefix('graduate-')}.png"
                 draw(board, view, path)
                 print(path)
+        except NoPrometheus as why:
+            print(f"error: {why}", file=sys.stderr)
+            return 2
         finally:
             traffic.stop()
             place.stop()

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -100,16 +101,15 @@ class Prometheus:
         found = self._ask("query_range", query=expr, **span)
         return [_series(one["metric"], one["values"]) for one in found]
 
-    def _ask(self, what: str, **parameters: str) -> list[dict[str, list[list[str]]]]:
+    def _ask(self, what: str, **parameters: str) -> list[dict[str, Any]]:
         reply = self.client.post(f"/api/v1/{what}", data=parameters).json()
         if reply["status"] != "success":
             raise ValueError(f"{parameters['query']}: {reply['error']}")
-        found: list[dict[str, list[list[str]]]] = reply["data"]["result"]
+        found: list[dict[str, Any]] = reply["data"]["result"]
         return found
 
 
-def _series(labels: object, pairs: list[list[str]]) -> Series:
-    assert isinstance(labels, dict)
+def _series(labels: Mapping[str, str], pairs: list[tuple[float, str]]) -> Series:
     finite = [(float(t), float(v)) for t, v in pairs if math.isfinite(float(v))]
     return Series(labels, tuple(t for t, _ in finite), tuple(v for _, v in finite))
 

@@ -107,7 +107,8 @@ class Traffic:
         """End after the requests under way."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(20)
+            if thread.ident is not None:
+                thread.join(20)
 
     def _ask(self, draw: random.Random) -> None:
         with httpx.Client(base_url=self._place.at("router"), trust_env=False, timeout=20) as client:

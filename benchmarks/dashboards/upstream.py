@@ -120,4 +120,5 @@ class Upstream:
     def stop(self) -> None:
         """End."""
         self._server.should_exit = True
-        self._thread.join(10)
+        if self._thread.ident is not None:
+            self._thread.join(10)

@@ -44,17 +44,15 @@ class Told:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     place = Place(tmp_path_factory.mktemp("story"), tick_seconds=3)
+    traffic = Traffic(place, per_second=20)
     try:
         place.start()
-    except NoPrometheus as why:
-        place.stop()
-        pytest.fail(str(why))
-    traffic = Traffic(place, per_second=20)
-    traffic.start()
-    start = time.time()
-    try:
+        traffic.start()
+        start = time.time()
         Story(place, traffic, PART_SECONDS).run(lambda part: None)
         yield Told(place.prometheus, start, time.time())
+    except NoPrometheus as why:
+        pytest.fail(str(why))
     finally:
         traffic.stop()
         place.stop()
