@@ -17,6 +17,8 @@ from pathlib import Path
 
 PAUSED = 75
 """Exit status of a job that has saved itself and wants to go on (sysexits.h: EX_TEMPFAIL)."""
+KILLED = (124, 137, 143)
+"""Exit statuses that a launcher gives for a job that was killed or ran past the launcher's own limit."""
 POLL_SECONDS = 0.2
 
 
@@ -72,8 +74,9 @@ class Queue:
                 ended = [name for name, (_, p) in running.items() if p.poll() is not None]
                 for name in ended:
                     job, process = running.pop(name)
-                    killed[name] += process.returncode < 0
-                    again = process.returncode < 0 and killed[name] <= self.restarts
+                    was_killed = process.returncode < 0 or process.returncode in KILLED
+                    killed[name] += was_killed
+                    again = was_killed and killed[name] <= self.restarts
                     if process.returncode == PAUSED or again:
                         waiting.appendleft(job)
                         continue

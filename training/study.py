@@ -99,7 +99,7 @@ DEFAULT = Recipe(
         }
     )
 )
-"""The recipe for all arms, chosen on A and E by the tuning rows (`training/LOG.md`)."""
+"""The recipe for all arms; how it was chosen is in `docs/results/jigsaw-recipe.md`."""
 
 
 def read_recipe(file: Path | None, assignments: Iterable[str]) -> Recipe:

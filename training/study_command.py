@@ -106,8 +106,12 @@ def jigsaw(
             purpose="tune" if tune else "report",
         )  # fmt: skip
         found = study_report.report(study)
+        name = "tuning" if tune else "jigsaw"
         written = study_report.write(
-            found, results or folder / "jigsaw.json", page or folder / "jigsaw.md", images or folder
+            found,
+            results or folder / f"{name}.json",
+            page or folder / f"{name}.md",
+            images or folder,
         )
     if as_json:
         typer.echo(json.dumps(study_report.plain(found)))

@@ -5,6 +5,11 @@ from typing import Any
 
 CASCADE = "student and TF-IDF"
 """Whose confidence the quoted cascade goes by."""
+TITLES = {
+    "balanced": "Test-balanced, half of the rows toxic",
+    "tuning": "Tuning rows, half of them toxic, in no test set",
+}
+"""Headings of the sets of rows; others go by their file's name."""
 
 
 def _points(gap: dict[str, Any]) -> str:
@@ -93,7 +98,7 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 def markdown(found: dict[str, Any]) -> str:
     """The result as a page: table, goals, conclusions, and how it came about."""
-    summaries, arms = found["summaries"], found["arms"]
+    summaries = found["summaries"]
     text = [
         "# The playbook's case study, with a 135M student",
         "",
@@ -101,18 +106,31 @@ def markdown(found: dict[str, Any]) -> str:
         "Right means: as people labelled it. Intervals are Wilson 95 % for the mean of the seeds' hits; gaps are paired "
         "over rows.",
         "",
-        "## Test-balanced, 400 rows, half of them toxic",
-        "",
     ]
+    for test in dict.fromkeys(s["test"] for s in summaries if s["test"] != "indist"):
+        text += _table_of(found, test)
+    if any(s["test"] == "indist" for s in summaries):
+        text += _indist(found)
+    text += ["## Goals", ""] + [_goal(goal) for goal in found["goals"]]
+    text += ["", "## What the figures say about the playbook's conclusions", ""]
+    text += [f"- {sentence}" for sentence in found["conclusions"]]
+    text += ["", "## How", "", *_how(found), ""]
+    return "\n".join(text)
+
+
+def _table_of(found: dict[str, Any], test: str) -> list[str]:
+    """A test set's table, arms as rows."""
+    rows = next(r["n"] for r in found["runs"] if r["test"] == test)
+    text = [f"## {TITLES.get(test, test)}, {rows:,} rows", ""]
     lines = [["arm", "labels", "rows", "seeds", "student, mean [95 %]", "seeds from–to", "AUC", "TF-IDF",
               "student − TF-IDF", "with GPT-4: right at handed over", "playbook's 7B"]]  # fmt: skip
-    for line in (s for s in summaries if s["test"] == "balanced"):
-        run = next(r for r in found["runs"] if r["arm"] == line["arm"])
+    for line in (s for s in found["summaries"] if s["test"] == test):
+        run = next(r for r in found["runs"] if r["arm"] == line["arm"] and r["test"] == test)
         joint = line.get("cascade", {}).get(CASCADE)
         low, high = line["interval"]
-        said = arms[line["arm"]]["playbook"]
+        said = found["arms"][line["arm"]]["playbook"]
         lines.append([
-            line["arm"], arms[line["arm"]]["labels"], f"{run['fit']['rows'] + run['fit']['validation_rows']:,}",
+            line["arm"], found["arms"][line["arm"]]["labels"], f"{run['fit']['rows'] + run['fit']['validation_rows']:,}",
             str(line["seeds"]), f"**{_percent(line['mean'])}** [{_percent(low)}–{_percent(high)}]",
             f"{_percent(line['least'])}–{_percent(line['most'])}", f"{line['auc']:.3f}", _percent(line["rival"]),
             _points(line["against_rival"]),
@@ -120,17 +138,12 @@ def markdown(found: dict[str, Any]) -> str:
             f"{said}" if said is not None else "–",
         ])  # fmt: skip
     text += _table(lines)
-    teacher = next((t for t in found["teacher"] if t["test"] == "balanced"), None)
+    teacher = next((t for t in found["teacher"] if t["test"] == test), None)
     if teacher:
         low, high = teacher["interval"]
         text += ["", f"GPT-4 alone: {_percent(teacher['accuracy'])} [{_percent(low)}–{_percent(high)}]. The playbook's "
                  "own figures: " + ", ".join(f"{k} {v}" for k, v in found["playbook"].items()) + "."]  # fmt: skip
-    text += _indist(found)
-    text += ["## Goals", ""] + [_goal(goal) for goal in found["goals"]]
-    text += ["", "## What the figures say about the playbook's conclusions", ""]
-    text += [f"- {sentence}" for sentence in found["conclusions"]]
-    text += ["", "## How", "", *_how(found), ""]
-    return "\n".join(text)
+    return [*text, ""]
 
 
 def _indist(found: dict[str, Any]) -> list[str]:
@@ -168,8 +181,8 @@ def _how(found: dict[str, Any]) -> list[str]:
         ", ".join(f"{name} {n} times" for name, n in found["test_readings"].items()) or "never"
     )
     return [
-        f"- Recipe {found['recipe_digest']}, in full in `jigsaw.json`. It was chosen on A's and E's seed 0, on 1,000 rows "
-        "of D's file that are in neither A nor E nor a test set, half of them toxic by people's labels.",
+        f"- Recipe {found['recipe_digest']}, in full in the JSON beside this page; how it was chosen is in "
+        "`jigsaw-recipe.md`. No test label was read for it.",
         f"- Threshold rule: `{found['rule']}` (the declared mix; nothing fitted). Accuracies under the other rule are in "
         "the JSON.",
         f"- The cascade hands over the least confident {100 * found['planned_hand_over']:.0f} % as planned on validation rows "

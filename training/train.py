@@ -27,6 +27,8 @@ from training.plots import loss_curve
 from training.priors import Shift
 from training.states import StateCache
 
+SAVE_SECONDS = 60.0
+"""A run that is killed loses at most so much of an epoch."""
 KEPT_AT_ONCE = 256
 """Rows whose hidden states are computed and put on disk together, when they are kept."""
 
@@ -172,6 +174,7 @@ class Run:
         self.epochs: list[EpochResult] = []
         self.average = WeightAverage(self.trained)
         self._underway: dict[str, Any] | None = None
+        self._saved_at = time.monotonic()
 
     def _optimiser(self) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
         chosen = self.config.optimizer
@@ -301,14 +304,9 @@ class Run:
                 self.tell(FitEvent(f"epoch {number}", done, len(self.train), loss))
                 seen = (number - 1) * len(self.train) + done
                 log.write(json.dumps({"epoch": number, "rows": seen, "loss": loss}) + "\n")
-                taken = (number - 1) * self.steps_per_epoch + len(losses)
-                if taken > (1 - self.config.average_share) * self.steps:
-                    self.average.add()
-                if self._is_time_up() and len(losses) < self.steps_per_epoch:
-                    spent = time.perf_counter() - began
-                    part = {"losses": losses, "rows": done, "seconds": spent, "start": at_start}
-                    self._save_resume(part)
-                    raise RunPaused
+                spent = time.perf_counter() - began
+                part = {"losses": losses, "rows": done, "seconds": spent, "start": at_start}
+                self._after_step(number, part)
             seconds = time.perf_counter() - began
             with self.average.in_place():
                 held = engine.validate(
@@ -325,6 +323,21 @@ class Run:
             log.write(json.dumps({**line, **asdict(result)}) + "\n")
         return result
 
+    def _after_step(self, number: int, underway: dict[str, Any]) -> None:
+        """Take the weights into the mean; save the state now and then, and before a pause."""
+        taken = len(underway["losses"])
+        if (number - 1) * self.steps_per_epoch + taken > (
+            1 - self.config.average_share
+        ) * self.steps:
+            self.average.add()
+        if taken == self.steps_per_epoch:
+            return  # the epoch is over, and is saved as a whole after its validation
+        is_time_up = self._is_time_up()
+        if is_time_up or time.monotonic() > self._saved_at + SAVE_SECONDS:
+            self._save_resume(underway)
+        if is_time_up:
+            raise RunPaused
+
     def _save_resume(self, underway: dict[str, Any] | None = None) -> None:
         state = {
             "config": self.config.model_dump_json(),
@@ -340,6 +353,7 @@ class Run:
         partial = self.folder / "resume.pt.partial"
         torch.save(state, partial)
         partial.replace(self.folder / "resume.pt")
+        self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
         """Go on where an interrupted run with the same configuration was saved: after an epoch, or within one."""
