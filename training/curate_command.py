@@ -28,8 +28,8 @@ HELP = """Curate a dataset: rules, duplicates, gold, votes, label suspects, powe
 
 Example: graduate train curate .graduate/datasets/tickets-0123456789abcdef --config curate.yaml --dry-run
 
-`curate DATASET` is short for `curate run DATASET`; `curate run --help` shows its options and `curate restore --help`
-how rows come back. Only train rows change; validation and test rows never do.
+`curate DATASET` is short for `curate run DATASET`; `curate run --help` shows its options, `curate restore --help` how
+rows come back, `curate example` a configuration with every key. Only train rows change; validation and test rows never do.
 """
 
 
@@ -145,6 +145,17 @@ def restore(
         return
     console.print(f"{undone} ledger entries undone")
     console.print(f"written to {made.path}", soft_wrap=True)
+
+
+@app.command()
+def example() -> None:
+    """Print a configuration with every stage and key.
+
+    Example: graduate train curate example > curate.yaml
+    """
+    from training.curate.example import EXAMPLE
+
+    typer.echo(EXAMPLE, nl=False)
 
 
 def _show(

@@ -20,7 +20,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,11 @@ def read(
 
 
 def _own(found: Imported, names: Columns, system: str | None, fixed: Split | None) -> Imported:
-    found.rows.extend(rows_from_file(found.path, names.keys, system=system, fixed=fixed))
+    rows = rows_from_file(found.path, names.keys, system=system, fixed=fixed)
     lines = [line for line in _text(found.path).splitlines() if line.strip()]
-    for row, line in zip(found.rows, lines, strict=True):
+    for row, line in zip(rows, lines, strict=True):
         entry = json.loads(line)
+        found.rows.append(replace(row, teacher_model=word(entry.get("teacher_model"))))
         facts = Facts(word(entry.get(names.user)), word(entry.get("finish_reason")))
         if facts != Facts():
             found.facts[row.id] = facts

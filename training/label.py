@@ -142,7 +142,7 @@ def most_cost(job: Job) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What asking will cost. `likely_usd` takes answers as long as those that are known, the longest allowed without any."""
+    """What asking will cost; requests that are the same count once. `likely_usd` takes answers as long as those that are known, the longest allowed without any."""
 
     num_requests: int
     num_cached: int
@@ -155,7 +155,9 @@ def estimate(
     jobs: Sequence[Job], cached: Mapping[str, Reply], known_answers: Sequence[str]
 ) -> Estimate:
     """The cost of the jobs that are not answered yet."""
-    open_jobs = [job for job in jobs if job.hash not in cached]
+    # Equal requests are asked once.
+    unique = list({job.hash: job for job in jobs}.values())
+    open_jobs = [job for job in unique if job.hash not in cached]
     lengths = [r.completion_tokens for r in cached.values()]
     lengths = lengths or [estimated_tokens(len(text)) for text in known_answers]
     mean = sum(lengths) / len(lengths) if lengths else None
@@ -165,7 +167,11 @@ def estimate(
         for job, p in zip(open_jobs, prompts, strict=True)
     )
     return Estimate(
-        len(jobs), len(jobs) - len(open_jobs), sum(prompts), likely, sum(map(most_cost, open_jobs))
+        len(unique),
+        len(unique) - len(open_jobs),
+        sum(prompts),
+        likely,
+        sum(map(most_cost, open_jobs)),
     )
 
 

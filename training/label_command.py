@@ -257,12 +257,15 @@ def _grid(
     path: Path, url: str, rows: "Sequence[Row]", spec: "AnswerSpec", out: Path, run: "LabelRun"
 ) -> None:
     from training import label_grid
+    from training.label import CHECKED_FIRST
 
     config = label_grid.load(path)
     gold = [row for row in rows if row.gold is not None]
     if not gold:
         raise DataError("grid: no row has a gold answer to score against (--gold-key)")
     teachers = label_grid.teachers_of(config, url)
+    # A prompt that spoils the form is a finding of the comparison; only a teacher that never keeps it ends it.
+    run.min_first = min(run.min_first, 1 / CHECKED_FIRST)
     jobs, repeats = _grid_jobs(config, teachers, gold)
     asked = run.ask([job for some in jobs.values() for job in some], gold, spec)
     if asked.left:

@@ -18,7 +18,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from monitoring.intervals import wilson
 from router.answer_spec import AnswerSpec, Regex, Strict, Template, at_key
-from router.difficulty import language_of
 from router.policy import Price
 from router.prompt import last_user_text
 from training.build import Row
@@ -29,6 +28,7 @@ from training.encode import canonical
 from training.errors import ConfigError
 from training.label import Job, Teacher, cost_of, problem
 from training.label_cache import Reply
+from training.language import language_of
 from training.statistics import mcnemar
 
 ALPHA = 0.05
@@ -227,7 +227,7 @@ def teacher_config(teacher: Teacher, setting: Setting) -> dict[str, Any]:
 SLICES: Mapping[str, Callable[[str, str], str]] = {
     "class": lambda text, label: label,
     "length": lambda text, label: next((n for most, n in ((80, "to 80 characters"), (320, "81-320")) if len(text) <= most), "over 320"),
-    "language": lambda text, label: language_of(text) or "unknown",
+    "language": lambda text, label: language_of(text)[0] or "unknown",
 }  # fmt: skip
 """Slice → which part of it a row is in, by input and gold class."""
 

@@ -110,16 +110,17 @@ class Asker:
     async def ask(
         self, jobs: Sequence[Job], tell: Callable[[int, int], None] | None = None
     ) -> Asked:
-        """Ask all; what the cache knows is not asked. Ends early where the budget ends.
+        """Ask all, equal requests once; what the cache knows is not asked. Ends early where the budget ends.
 
         Raises:
             ConfigError: the teacher does not let us in.
         """
-        results: dict[int, tuple[Job, Reply] | str] = {}
-        queue = iter(enumerate(jobs))
+        unique = {job.hash: job for job in jobs}
+        results: dict[str, Reply | str] = {}
+        queue = iter(unique.values())
         workers = [
-            self._work(queue, results, len(jobs), tell)
-            for _ in range(min(self._concurrency, len(jobs)))
+            self._work(queue, results, len(unique), tell)
+            for _ in range(min(self._concurrency, len(unique)))
         ]
         fatal: Sequence[BaseException] = ()
         try:
@@ -131,21 +132,21 @@ class Asker:
         if fatal:
             raise fatal[0]
         found = Asked()
-        for number, job in enumerate(jobs):
-            result = results.get(number)
+        for job in jobs:
+            result = results.get(job.hash)
             if result is None:
                 found.left.append(job)
             elif isinstance(result, str):
                 found.failed.append((job, result))
             else:
-                found.answers.append(result)
+                found.answers.append((job, result))
         return found
 
     async def _work(
-        self, queue: Iterator[tuple[int, Job]], results: dict[int, tuple[Job, Reply] | str], total: int,
+        self, queue: Iterator[Job], results: dict[str, Reply | str], total: int,
         tell: Callable[[int, int], None] | None,
     ) -> None:  # fmt: skip
-        for number, job in queue:
+        for job in queue:
             reply = self._cache.find(job.hash)
             if reply is None:
                 if not await self._reserve(job):
@@ -153,9 +154,9 @@ class Asker:
                 try:
                     reply = await self._paid(job)
                 except Refused as why:
-                    results[number] = str(why)
+                    results[job.hash] = str(why)
             if reply is not None:
-                results[number] = (job, reply)
+                results[job.hash] = reply
             if tell:
                 tell(len(results), total)
 

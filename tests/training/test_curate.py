@@ -219,6 +219,20 @@ def test_a_bad_configuration_names_key_value_and_what_is_allowed(
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_example_loads_and_names_every_stage(tmp_path: Path) -> None:
+    done = CliRunner().invoke(graduate.app, ["train", "curate", "example"])
+    file = tmp_path / "curate.yaml"
+    file.write_text(
+        done.stdout.replace("# votes:", "votes:").replace("# - {id: form", "- {id: form")
+    )
+    loaded = config.load(file)
+    assert {name for name in CurateConfig.model_fields if getattr(loaded, name) is not None} == set(
+        CurateConfig.model_fields
+    )
+    assert {rule.condition for rule in loaded.rules} == set(config.CONDITIONS)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_commands_dry_run_write_and_restore(dataset: Dataset, tmp_path: Path) -> None:

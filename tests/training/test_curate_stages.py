@@ -14,8 +14,10 @@ from training.curate.config import Balance, Duplicates, Gold, PowerUsers, Rule, 
 from training.dataset import Example, sha256_of
 from training.errors import DataError
 from training.import_formats import Facts
+from training.language import language_of
 from training.split import shingles, similarity
 
+TICKETS = Path(__file__).parents[2] / "examples" / "tickets"
 LABEL = AnswerSpec(kind="label", labels=("refund", "order"))
 FORM = LABEL.model_dump(mode="json", by_alias=True)
 
@@ -52,6 +54,18 @@ def test_a_rule_takes_the_row_that_breaks_it_and_no_other(
     )
     assert [e.id for e in found.kept] == ["good"]
     assert [(e.row.id, e.rule, e.stage) for e in found.entries] == [("bad", "r", "rules")]
+
+
+@pytest.mark.slow
+def test_the_shipped_tickets_are_english() -> None:
+    """What the threshold was chosen on: no English ticket counts as another language, 17 or more foreign ones do."""
+    texts = [json.loads(line)["text"] for line in (TICKETS / "tickets.jsonl").open()]
+    told = {text: language_of(text)[0] for text in texts}
+    assert [text for text, found in told.items() if found not in ("en", None)] == [
+        text for text in texts if text.startswith("Jag undrar")
+    ]
+    shifted = [json.loads(line)["text"] for line in (TICKETS / "shifted.jsonl").open()]
+    assert sum(language_of(text)[0] not in ("en", None) for text in shifted) >= 17
 
 
 def test_json_and_truncation_rules_read_the_schema_and_the_log() -> None:

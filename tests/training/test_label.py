@@ -120,6 +120,16 @@ def test_what_was_paid_is_not_asked_again(tmp_path: Path) -> None:
     assert {j.hash for j in jobs_of(rows(), [other])}.isdisjoint({j.hash for j in jobs})
 
 
+def test_equal_requests_are_paid_once(tmp_path: Path) -> None:
+    once, thrice = Budget(1.0), Budget(1.0)
+    ask(replay(), tmp_path / "a", jobs_of(rows(5), [TEACHER]), once)
+    jobs = jobs_of([*rows(5), *rows(5), *rows(5)], [TEACHER])
+    found = ask(replay(), tmp_path / "b", jobs, thrice)
+    assert [job.row for job, _ in found.answers] == list(range(15))
+    assert thrice.spent_usd == pytest.approx(once.spent_usd)
+    assert label.estimate(jobs, {}, []).num_requests == 5
+
+
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_the_cap_is_never_exceeded_and_is_used(tmp_path: Path, concurrency: int) -> None:
     jobs = jobs_of(rows(), [TEACHER])
@@ -470,6 +480,7 @@ def test_the_command_labels_resumes_and_stops_at_the_cap(teacher_url: str, tmp_p
     assert (again.format, len(again.rows)) == ("graduate", 40)
     assert [r.teacher == r.gold for r in again.rows].count(False) == 2
     assert again.facts["r0"].finish_reason == "stop"
+    assert {r.teacher_model for r in again.rows} == {"replay"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
