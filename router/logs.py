@@ -63,7 +63,7 @@ def scan_logs(
             for store in stores
         ),
     ]  # fmt: skip
-    yield from heapq.merge(*logs, key=lambda record: record.at)
+    yield from heapq.merge(*logs, key=lambda record: (record.at, record.id))
 
 
 def is_shipped(place: str | Path) -> bool:

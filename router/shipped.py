@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import TypeVar
 
 import msgspec
@@ -69,17 +70,15 @@ def scan_shipped(
         StoreError: the store cannot be read.
     """
     loose = _Loose(store, routes, since, until, late)
-    last: Key | None = None
     for hour, paths in _hours(store, RECORDS, routes, since, until):
         loose.move_to(hour)
         chosen = [path for path in paths if segment_of(path) not in but]
-        for key, (record, beside) in _rows_of_hour(store, chosen, since, until, bodies):
-            if key == last:  # shipped under two names
-                continue
-            last = key
-            yield settled(
-                record, (*beside, *loose.of(record)), feedback.get(record.id, ()), bodies=bodies
-            )
+        found = _rows_of_hour(store, chosen, since, until, bodies)
+        for _, same in groupby(found, key=itemgetter(0)):  # a request that two segments have is one
+            rows = [row for _, row in same]
+            record = rows[0][0]
+            late_lines = [*chain.from_iterable(beside for _, beside in rows), *loose.of(record)]
+            yield settled(record, late_lines, feedback.get(record.id, ()), bodies=bodies)
 
 
 def _hours(
