@@ -261,21 +261,27 @@ def calibrate(
     return Calibration(
         limit, confidence, len(search), len(test), least,
         len(test) > 0 and bool(np.ptp(test.weight) > 1e-12 * test.weight.max()),
-        chosen, None if chosen else _why_not(steps, start, test, least, limit), curve,
+        chosen, None if chosen else _why_not(curve, start, least, limit, confidence), curve,
     )  # fmt: skip
 
 
-def _why_not(steps: Sequence[Step], start: int, test: Pairs, least: int, limit: float) -> str:
-    if not steps:
+def _why_not(curve: Sequence[Step], start: int, least: int, limit: float, confidence: float) -> str:
+    """Why nothing is suggested, in words for a person."""
+    if not curve:
         return "no pair has a confidence of the student, and no difficulty model could be trained"
-    kept = int(steps[start].point.kept(test).sum())
-    if max(int(s.point.kept(test).sum()) for s in steps) < least:
+    most = max((s.disagreement.ess for s in curve if s.disagreement is not None), default=0.0)
+    if most < least:
+        return f"too few pairs: as good as {most:.0f} are tested, and {least} without one disagreement are the least"
+    best = min((s.p_value for s in curve if s.accepted), default=None)
+    if best is not None:
         return (
-            f"too few pairs: {kept} are tested, and {least} without one disagreement are the least"
+            f"only just shown (p = {best:.2g}): a suggestion takes p <= {PROMISE_MARGIN * (1 - confidence):.2g}, "
+            "so that a later check does not fail by chance; more pairs are needed"
         )
-    found = steps[start].disagreement
-    seen = f"{100 * found.value:.1f} %" if found else "nothing"
-    return (
-        f"even where the student is surest, {seen} of {kept} pairs disagree: "
-        f"that does not show less than {100 * limit:g} %"
+    found = curve[start].disagreement
+    seen = (
+        f"{100 * found.value:.1f} % of as good as {found.ess:.0f} pairs disagree"
+        if found
+        else "no pair is tested"
     )
+    return f"where the student is surest, {seen}: that does not show less than {100 * limit:g} %"

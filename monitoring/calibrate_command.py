@@ -90,17 +90,18 @@ def _show(outcome: "Outcome", body: dict[str, Any]) -> None:
 
     found = outcome.calibration
     table = Table(
-        Column(min_width=9, no_wrap=True), "student answers", "disagrees", "95 % interval", "USD / 1,000", "min_confidence",
+        Column(min_width=9, no_wrap=True), "student", "disagrees (95 %)", "USD/1,000", "min_confidence",
         "max difficulty", title=f"{outcome.route}, {outcome.adapter}: {found.test_pairs} pairs tested",
     )  # fmt: skip
     for step in _thinned(body["curve"]):
         table.add_row(
             "suggested" if step["chosen"] else "holds" if step["accepted"] else "",
-            f"{100 * step['share']:.1f} %", *_rate(step["disagreement"]),
+            f"{100 * step['share']:.1f} %", _rate(step["disagreement"]),
             "-" if step["usd_per_1000"] is None else f"{step['usd_per_1000']:.3f}",
             _figure(step["min_confidence"]), _figure(step["max_difficulty"]),
         )  # fmt: skip
-    out.print(table)
+    if body["curve"]:
+        out.print(table)
     for note in body["notes"]:
         err.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     out.print(body["says"], highlight=False, markup=False, soft_wrap=True)
@@ -108,11 +109,11 @@ def _show(outcome: "Outcome", body: dict[str, Any]) -> None:
         out.print(f"{what}: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _rate(estimate: dict[str, float] | None) -> tuple[str, str]:
+def _rate(estimate: dict[str, float] | None) -> str:
     if estimate is None:
-        return "-", "-"
+        return "-"
     low, high = 100 * estimate["low"], 100 * estimate["high"]
-    return f"{100 * estimate['value']:.2f} %", f"{low:.1f}-{high:.1f} %"
+    return f"{100 * estimate['value']:.2f} % ({low:.1f}-{high:.1f})"
 
 
 def _figure(value: float | None) -> str:

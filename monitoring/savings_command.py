@@ -79,15 +79,13 @@ def _show(routes: "list[RouteSavings]", days: "list[Day]", found: "Savings") -> 
         out.print("no traffic in the log")
         return
     table = Table(
-        "route", "day (UTC)", "requests", "by student", "at the teacher's price", "teacher", "copies",
-        "student tokens", "node", "saved", title="US dollars",
+        "route", "day (UTC)", "requests", "by student", "at list price", "spent", "saved",
+        title="US dollars",
     )  # fmt: skip
     for d in days:
         table.add_row(
             d.route, d.day, f"{d.requests:,}", f"{d.by_student:,}",
-            *(_usd(v) for v in (
-                d.baseline_usd, d.teacher_usd, d.copies_usd, d.student_tokens_usd, d.node_usd, d.saved_usd
-            )),
+            *(_usd(v) for v in (d.baseline_usd, d.spent_usd, d.saved_usd)),
         )  # fmt: skip
     out.print(table)
     for r in routes:

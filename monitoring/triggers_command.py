@@ -1,9 +1,8 @@
 """`graduate monitor triggers`: is it time to train again, and why."""
 
 import json
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +21,9 @@ from monitoring.commands import (
     share_of,
 )
 from router.home import Home
+
+if TYPE_CHECKING:
+    from monitoring.triggers import TriggerRule
 
 
 def triggers(
@@ -52,13 +54,7 @@ def triggers(
 
     Example: graduate monitor triggers --min-labels 200 --shutdown-within 90d --json
     """
-    import datetime
-
-    from monitoring.settings import MonitorSettings
-    from monitoring.store import open_store
-    from monitoring.trigger_store import announced, evidence, remember
-    from monitoring.trigger_store import triggers as stored
-    from monitoring.triggers import TriggerRule, due
+    from monitoring.triggers import TriggerRule
 
     with operator_errors():
         rule = TriggerRule(
@@ -66,32 +62,7 @@ def triggers(
             min_labels,
             seconds_of("--shutdown-within", shutdown_within),
         )
-        place = Home(home)
-        loaded = open_policy(place, policy)
-        route_named(loaded, route)
-        names = [
-            name for name, spec in loaded.policy.routes.items()
-            if spec.student is not None and route in (None, name)
-        ]  # fmt: skip
-        home.mkdir(parents=True, exist_ok=True)
-        settings = MonitorSettings(policy or place.policy, place, database or place.database_url)
-        store = open_store(settings.database)
-        dates, failures = announced(loaded.policy, names) if ask_teachers else ({}, [])
-        now = datetime.datetime.now(datetime.UTC)
-        found = [
-            t for n in names for t in due(rule, evidence(settings, store, loaded, n, dates), now)
-        ]
-        new = {t.id for t in remember(store, found, time.time())}
-        rows = stored(store, route)
-        store.close()
-    still = {t.id for t in found}
-    events = [
-        {
-            "id": row.id, "route": row.route, "kind": row.kind, "subject": row.subject, "reason": row.reason,
-            "evidence": row.evidence, "at": row.at, "new": row.id in new, "due": row.id in still,
-        }
-        for row in rows
-    ]  # fmt: skip
+        events, failures = _events(Home(home), policy, database, route, rule, ask_teachers)
     if as_json:
         typer.echo(json.dumps({"events": events, "notes": failures}))
         return
@@ -103,6 +74,47 @@ def triggers(
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     if not events:
         out.print("nothing says that a student should be trained again")
+
+
+def _events(
+    place: Home,
+    policy: Path | None,
+    database: str | None,
+    route: str | None,
+    rule: "TriggerRule",
+    ask_teachers: bool,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """All events that were ever due, `new` and still `due` marked; and teachers that could not be asked."""
+    import datetime
+
+    from monitoring.settings import MonitorSettings
+    from monitoring.store import open_store
+    from monitoring.trigger_store import announced, evidence, remember, triggers
+    from monitoring.triggers import due
+
+    loaded = open_policy(place, policy)
+    route_named(loaded, route)
+    names = [
+        name for name, spec in loaded.policy.routes.items()
+        if spec.student is not None and route in (None, name)
+    ]  # fmt: skip
+    place.root.mkdir(parents=True, exist_ok=True)
+    settings = MonitorSettings(policy or place.policy, place, database or place.database_url)
+    store = open_store(settings.database)
+    dates, failures = announced(loaded.policy, names) if ask_teachers else ({}, [])
+    now = datetime.datetime.now(datetime.UTC)
+    found = [t for n in names for t in due(rule, evidence(settings, store, loaded, n, dates), now)]
+    new = {t.id for t in remember(store, found, now.timestamp())}
+    rows = triggers(store, route)
+    store.close()
+    still = {t.id for t in found}
+    return [
+        {
+            "id": row.id, "route": row.route, "kind": row.kind, "subject": row.subject, "reason": row.reason,
+            "evidence": row.evidence, "at": row.at, "new": row.id in new, "due": row.id in still,
+        }
+        for row in rows
+    ], failures  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:

@@ -134,7 +134,7 @@ def test_a_student_that_is_worse_than_the_limit_gets_nothing_and_hears_why() -> 
     found = calibrate(few, path(few, 0.05, 0.05), few, limit=0.05, confidence=0.95)
     assert (
         found.why_not
-        == "too few pairs: 40 are tested, and 59 without one disagreement are the least"
+        == "too few pairs: as good as 40 are tested, and 59 without one disagreement are the least"
     )
 
 
@@ -144,10 +144,10 @@ def test_what_the_router_would_not_serve_is_never_kept() -> None:
     assert Point(None, None).kept(pairs).tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("use", ["confidence", "both"])
+@pytest.mark.parametrize("use", ["confidence", pytest.param("both", marks=pytest.mark.slow)])
 def test_the_promise_holds_on_held_out_pairs(use: Any) -> None:
     """A small fixed-seed version of `python -m benchmarks.calibrate`."""
-    rows, splits = (1500, 25) if use == "confidence" else (1200, 3)
+    rows, splits = (1500, 20) if use == "confidence" else (1200, 3)
     found = run(
         make(4000, 7), splits=splits, calibrate_rows=rows, limit=0.05, confidence=0.95, use=use
     )
