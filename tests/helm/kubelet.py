@@ -281,7 +281,7 @@ class Kubelet:
         return lines
 
     def _source(self, pod: Pod, mount: Object) -> Path:
-        folder = pod.volumes[mount["name"]]
+        folder: Path = pod.volumes[mount["name"]]
         if "subPath" in mount:
             folder = folder / mount["subPath"]
             folder.mkdir(exist_ok=True)

@@ -184,7 +184,8 @@ def _api_server(work: Path, objects: list[dict[str, Any]]) -> tuple[FakeKube, di
 
 def _rollouts(kube: FakeKube) -> dict[str, str]:
     found = kube.find("configmap", "graduate-rollouts")
-    return (found or {}).get("data", {})
+    values: dict[str, str] = (found or {}).get("data", {})
+    return values
 
 
 def _ask(front: str, key: str, text: str) -> dict[str, Any]:

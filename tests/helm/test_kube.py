@@ -28,7 +28,7 @@ ROLE: list[Object] = [
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1, and its key."""
     folder = tmp_path_factory.mktemp("tls")
-    command = [
+    command: list[str | Path] = [
         "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
         "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-subj", "/CN=kubernetes",
         "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "keyUsage=critical,digitalSignature,keyCertSign",
@@ -134,7 +134,7 @@ def test_a_token_that_the_kubelet_replaced_is_read_again(place: Place) -> None:
 
 
 def test_a_server_with_another_certificate_is_not_believed(place: Place, tmp_path: Path) -> None:
-    command = [
+    command: list[str | Path] = [
         "openssl",
         "req",
         "-x509",

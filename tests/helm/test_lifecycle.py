@@ -82,7 +82,8 @@ def data(kube: FakeKube, name: str) -> dict[str, str]:
     """A ConfigMap's data."""
     found = kube.find("configmap", name)
     assert found is not None
-    return found.get("data", {})
+    values: dict[str, str] = found.get("data", {})
+    return values
 
 
 def test_a_release_lives_and_goes(cluster: Helm, kube: FakeKube, tmp_path: Path) -> None:

@@ -81,14 +81,14 @@ def seen(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
     }
     values.write_text(yaml.safe_dump(changed))
     rendered = folder / "rendered.yaml"
-    command = ["template", "graduate", CHART, "--namespace", "default"]
+    command: list[str | Path] = ["template", "graduate", CHART, "--namespace", "default"]
     rendered.write_text(
         helm.run(*command, "--values", CHART / "ci" / "production.yaml", "--values", values)
     )
     adapter = folder / "registry" / "tickets" / "1"
     done = subprocess.run(
         [*words, sys.executable, "-m", "tests.helm.scenario", *map(str, (rendered, work, model, adapter))],
-        cwd=ROOT, capture_output=True, text=True, timeout=400, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
     found: dict[str, object] = json.loads(done.stdout)
