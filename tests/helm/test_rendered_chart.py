@@ -7,6 +7,7 @@ the shared claim), the pause between ticks. LoRAX needs a GPU and does not run h
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,7 @@ def seen(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
+    (folder / "seen.json").write_text(done.stdout)  # to look at, with --basetemp
     found: dict[str, object] = json.loads(done.stdout)
     return found
 
@@ -140,7 +142,10 @@ def test_the_monitor_moves_a_canary_by_patching_its_configmap(seen: dict[str, ob
 
 def test_nothing_is_lost_when_the_pods_end(seen: dict[str, object]) -> None:
     assert seen["router stopped"] == {"adapter-sync": 0, "router": 0, "ship": 0}
-    assert set(dict(seen["others stopped"]).values()) == {0}  # type: ignore[call-overload]
+    others = seen["others stopped"]
+    assert isinstance(others, dict)
+    # uvicorn raises SIGTERM again when it has ended; process 1 of a container is deaf to that and ends with 0.
+    assert set(others.values()) <= {0, -signal.SIGTERM}
     assert isinstance(seen["shipped"], int)
     assert seen["shipped"] > 0
     assert isinstance(seen["traffic"], int)
