@@ -124,6 +124,11 @@ def _run(
                 sweep = core.ship_once(shipper, tries, stopping.wait, told.after_failure)
     for problem in sweep.errors:
         err.print(f"error: {problem}", style="red", highlight=False, soft_wrap=True, markup=False)
+    if not sweep.ok:
+        err.print(
+            f"{sweep.waiting} segments wait in {traffic}; nothing is lost, run it again",
+            highlight=False,
+        )
     return sweep, counters(shipper, sweep)
 
 
