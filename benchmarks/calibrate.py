@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,19 +25,25 @@ HARD = tuple(f"hard{a}" for a in "abcdefgh")
 EASY = tuple(f"easy{a}{b}" for a in "abcdefghijklmnop" for b in "abcdefghijklmnop")
 
 
-def make(rows: int, seed: int, sampled: tuple[float, ...] = (1.0,)) -> list[Example]:
+def make(
+    rows: int,
+    seed: int,
+    sampled: tuple[float, ...] = (1.0,),
+    risks: tuple[float, float] = (0.16, 0.4),
+) -> list[Example]:
     """Pairs whose disagreement depends on words and on something that only the confidence shows.
 
     Args:
         sampled: probabilities of being a pair, one drawn for each request; the likelier the harder, so that unweighted
             figures are biased.
+        risks: how much a hard word, and what only the confidence shows, add to the risk of disagreement.
     """
     generator = np.random.default_rng(seed)
     found: list[Example] = []
     while len(found) < rows:
         hard = int(generator.binomial(3, 0.08))
         hidden = float(generator.random())
-        risk = min(0.9, 0.003 + 0.16 * hard + 0.4 * max(0.0, hidden - 0.6))
+        risk = min(0.9, 0.003 + risks[0] * hard + risks[1] * max(0.0, hidden - 0.6))
         place = int(hard > 0) % len(sampled)
         if generator.random() > sampled[place]:
             continue
@@ -111,15 +117,25 @@ def run(
     }  # fmt: skip
 
 
-CASES: tuple[tuple[Use, int, int, tuple[float, ...]], ...] = (
-    ("confidence", 1_000, 10_000, (1.0,)),
-    ("confidence", 2_000, 10_000, (1.0,)),
-    ("confidence", 2_000, 4_000, (1.0,)),
-    ("confidence", 2_000, 10_000, (0.25, 1.0)),
-    ("both", 2_000, 5_000, (1.0,)),
-    ("difficulty", 2_000, 5_000, (1.0,)),
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is used, pairs to calibrate on, pairs in all; the rest as in `make`."""
+
+    use: Use
+    rows: int
+    total: int
+    sampled: tuple[float, ...] = (1.0,)
+    risks: tuple[float, float] = (0.16, 0.4)
+
+
+CASES = (
+    Case("confidence", 1_000, 10_000),
+    Case("confidence", 2_000, 10_000),
+    Case("confidence", 2_000, 4_000),
+    Case("confidence", 2_000, 10_000, sampled=(0.25, 1.0)),
+    Case("both", 2_000, 5_000),
+    Case("difficulty", 2_000, 5_000, risks=(0.35, 0.1)),
 )
-"""What is used, pairs to calibrate on, pairs in all, probabilities of being a pair."""
 
 
 def main() -> None:
@@ -134,17 +150,18 @@ def main() -> None:
     options = parser.parse_args()
     results = []
     chosen = CASES if options.case is None else CASES[options.case - 1 : options.case]
-    for use, rows, total, sampled in chosen:
+    for case in chosen:
         began = time.perf_counter()
         found = run(
-            make(total, options.seed, sampled), splits=options.splits, calibrate_rows=rows,
-            limit=options.max_disagreement, confidence=options.confidence, use=use, seed=options.seed,
+            make(case.total, options.seed, case.sampled, case.risks), splits=options.splits,
+            calibrate_rows=case.rows, limit=options.max_disagreement, confidence=options.confidence,
+            use=case.use, seed=options.seed,
         )  # fmt: skip
-        found |= {"sampled": sampled, "seconds": round(time.perf_counter() - began, 1)}
+        found |= {"sampled": case.sampled, "seconds": round(time.perf_counter() - began, 1)}
         results.append(found)
         if not options.json:
             print(
-                f"{use:<11} {rows:>5} pairs of {total:>6}, sampled at {sampled}: "
+                f"{case.use:<11} {case.rows:>5} pairs of {case.total:>6}, sampled at {case.sampled}: "
                 f"held in {100 * found['held_share']:.0f} % of splits at {100 * found['student_share']:.1f} % "
                 f"by the student (none: {100 * found['none_share']:.0f} %); without a promise: "
                 f"{100 * found['naive_held_share']:.0f} % at {100 * found['naive_student_share']:.1f} %, {found['seconds']} s",

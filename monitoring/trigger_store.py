@@ -86,7 +86,8 @@ def evidence(
     report = store.latest_report(name) or {}
     drift = report.get("drift") or {}
     rates = report.get("disagreement") or []
-    mine = next((d for d in rates if ref and d["adapter"] == ref.id), rates[0] if rates else None)
+    # Without a registry to say which version is meant, the one with most pairs is.
+    mine = next((d for d in rates if ref is None or d["adapter"] == ref.id), None)
     rate = mine["rate"] if mine is not None and mine["rate"]["rows"] else None
     gate = route.canary.gates.disagreement
     model = teacher_model(route)

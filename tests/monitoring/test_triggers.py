@@ -5,18 +5,24 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from monitoring.cli import app
 from monitoring.review import ReviewQueue
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store
-from monitoring.trigger_store import date_of, remember, triggers
+from monitoring.trigger_store import date_of, evidence, remember, triggers
 from monitoring.triggers import RouteEvidence, Trigger, TriggerRule, due
+from router import policy_file
+from router.home import Home
+from serving.registry import ManifestFields, Registry
 from tests.monitoring.conftest import policy
 
 NOW = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
@@ -158,6 +164,44 @@ def test_the_command_reads_reports_labels_and_the_teacher(
     again = {e["kind"]: e for e in json.loads(CliRunner().invoke(app, command).stdout)["events"]}
     assert not any(e["new"] for e in again.values())
     assert (again["drift"]["due"], again["labels"]["due"]) == (False, True)
+
+
+def _publish(home: Home, folder: Path) -> None:
+    """The next version of `mail`: the smallest folder that the registry takes."""
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    ones = np.ones((1, 1), dtype=np.float32)
+    save_file(
+        {"q.lora_A.weight": ones, "q.lora_B.weight": ones}, folder / "adapter_model.safetensors"
+    )
+    fields = ManifestFields(
+        base_model="b", base_model_digest="d", rank=1, alpha=1, target_modules=("q",)
+    )
+    Registry(home.adapters).publish("mail", folder, fields, {})
+
+
+def test_evidence_is_of_the_version_in_force(
+    settings: MonitorSettings, store: Store, tmp_path: Path
+) -> None:
+    """A new version has no pairs and no labels yet: what is known of the old one is no reason to train again."""
+    student = {"backend": "s", "adapter": "mail", "version": 2}
+    settings.policy.write_text(policy("canary", student=student))
+    rate = {"share": 0.1, "low": 0.07, "high": 0.13, "rows": 300, "count": 30}
+    store.put_report("mail", 1.0, 1.0, _report(rate, drifted=False))
+    loaded = policy_file.load(settings.policy)
+    assert (
+        evidence(settings, store, loaded, "mail", {}).disagreement == 0.1
+    )  # no registry: the one with most pairs
+    for _ in range(2):
+        _publish(settings.home, tmp_path / "adapter")
+    flag = {
+        "id": "f", "record_id": "r", "route": "mail", "kind": "audit", "reason": "", "score": 1.0, "status": "open",
+        "at": 1.0, "record_at": 1.0, "input_text": "x", "teacher_text": "{}",
+    }  # fmt: skip
+    store.add_flags([flag])
+    ReviewQueue(store, now=lambda: 1.0).decide("f", "accept_teacher", by="ada")
+    found = evidence(settings, store, loaded, "mail", {})
+    assert (found.adapter, found.disagreement, found.labels) == ("mail/2", None, 0)
 
 
 def test_a_teacher_that_cannot_be_asked_is_a_note_and_not_an_error(
