@@ -215,7 +215,7 @@ class Kubelet:
         Path("/etc/hosts").write_text("".join(lines))
 
     def _volume(self, pod: str, volume: Object) -> Path:
-        folder = self.work / pod / "volumes" / volume["name"]
+        folder: Path = self.work / pod / "volumes" / volume["name"]
         if claim := volume.get("persistentVolumeClaim"):
             folder = self.work / "claims" / claim["claimName"]
         folder.mkdir(parents=True, exist_ok=True)

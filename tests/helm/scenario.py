@@ -63,6 +63,10 @@ def story(rendered: Path, work: Path, model: Path, adapter: Path) -> dict[str, A
             """As a person does it: in the text, for a YAML library would turn the key `on` into `true`."""
             before = httpx.get(f"{admin}/policy").json()["digest"]
             text = policy.replace("mode: dark_launch", f"mode: {mode}")
+            if (
+                mode == "student"
+            ):  # what a model of random weights says is no label: any text may pass
+                text = text.replace("{kind: label, labels: [billing, bug, other]}", "{kind: text}")
             kubelet.sync("graduate-policy", {"policy.yaml": text})
             return _seconds_until(lambda: httpx.get(f"{admin}/policy").json()["digest"] != before)
 
@@ -83,10 +87,20 @@ def story(rendered: Path, work: Path, model: Path, adapter: Path) -> dict[str, A
         )
         seen["rollouts"] = httpx.get(f"{admin}/policy").json()["rollouts"]["routes"]
         seen["metrics"] = "graduate_router_policy_info" in httpx.get(f"{admin}/metrics").text
-        seen["monitor"] = httpx.get(f"http://{monitor.address}:8083/ready").json()
+        console = f"http://{monitor.address}:8083/ready"
+        # A tick that met the bad edit said so; the next one has the good policy again.
+        _seconds_until(lambda: httpx.get(console).json()["tick_error"] is None, 60.0)
+        seen["monitor"] = httpx.get(console).json()
         seen["router stopped"] = router.stop(45.0)
         seen["shipped"] = _shipped(store)
-        seen["traffic"] = sum(1 for f in (state / "traffic").glob("*.jsonl") for _ in f.open())
+        lines = [json.loads(x) for f in (state / "traffic").glob("*.jsonl") for x in f.open()]
+        seen["traffic"] = len(lines)
+        seen["student answers"] = [
+            [a["status"], a.get("adapter")]
+            for x in lines
+            for a in _answers_in(x)
+            if a["role"] == "student"
+        ]
         seen["others stopped"] = {**monitor.stop(30.0), **student.stop(45.0)}
     except Exception:
         for log in sorted(work.glob("*.log")):
@@ -202,6 +216,12 @@ def _ask(front: str, key: str, text: str) -> dict[str, Any]:
         if reply.status_code == 200
         else reply.text,
     }
+
+
+def _answers_in(line: dict[str, Any]) -> list[dict[str, Any]]:
+    """Backends' answers in a line of the log: a record's, or a late one."""
+    late = line.get("answer")
+    return [*line.get("answers", ()), *([late] if isinstance(late, dict) else [])]
 
 
 def _answers(url: str) -> bool:
