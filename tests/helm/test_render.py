@@ -1,6 +1,7 @@
 """The chart, rendered by real helm: every example and a matrix of switches against schemas and our own rules."""
 
 import itertools
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -314,3 +315,35 @@ def test_monitors_and_rules_hold_against_the_operators_models(helm: Helm) -> Non
             )
             assert again["spec"] == one["spec"]  # a misspelt field would be dropped in silence
     assert {"ServiceMonitor", "PodMonitor"} <= seen
+
+
+def test_kubeflows_objects_hold_against_its_models(helm: Helm) -> None:
+    from kubeflow_trainer_api import models
+
+    objects = helm.template(*SWITCHES["training by Kubeflow"], "training.processes=2")
+    (job,), (runtime,) = (
+        list(of_kind(objects, kind).values()) for kind in ("TrainJob", "TrainingRuntime")
+    )
+    assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    ((_, pod),) = pods([runtime])
+    assert (
+        invalid(
+            [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod["spec"]}],
+            HIGHEST,
+        )
+        == []
+    )
+    node = pod["spec"]["containers"][0]
+    assert node["name"] == "node"
+    assert "torchrun --no-python graduate train fit" in node["args"][1]
+    assert "${RUN}" in node["args"][1]
+    for one, _ in containers(pod):  # these models have no quantities written as text
+        del one["resources"]
+    for one, model in (
+        (job, models.TrainerV1alpha1TrainJob),
+        (runtime, models.TrainerV1alpha1TrainingRuntime),
+    ):
+        again = json.loads(
+            model.model_validate(one).model_dump_json(by_alias=True, exclude_unset=True)
+        )
+        assert again["spec"] == one["spec"]
