@@ -188,6 +188,10 @@ def test_users_and_finish_reasons_are_read_from_traffic(tmp_path: Path) -> None:
     log.close()
     facts = stages.read_facts([tmp_path / "traffic"])
     assert (facts["r1"].user, facts["r1"].finish_reason) == ("u9", "length")
+    table = tmp_path / "log.csv"
+    table.write_text("nr,comment,who\n7,hello,ann\n")
+    columns = config.RecordColumns(input="comment", id="nr", user="who")
+    assert stages.read_facts([table], columns)["7"].user == "ann"
     with pytest.raises(DataError, match="no such traffic folder or file"):
         stages.read_facts([tmp_path / "nowhere"])
 
@@ -205,7 +209,7 @@ def test_users_and_finish_reasons_are_read_from_traffic(tmp_path: Path) -> None:
         pytest.param("power_users: {by: template}", "power_users: exactly one of max_rows and max_share", id="no cap"),
         pytest.param("duplicates: {near: 2}", "duplicates.near = 2: allowed: a share from 0 to 1", id="share"),
         pytest.param("balance: {target: even}", "balance.target", id="target"),
-        pytest.param("- a", "allowed: a mapping with the keys seed, records, rules", id="a list"),
+        pytest.param("- a", "allowed: a mapping with the keys seed, records, columns, rules", id="a list"),
         pytest.param("votes: {files: []}", "votes.files = ..: tuple should have at least 1 item", id="no files"),
     ],
 )  # fmt: skip

@@ -159,6 +159,17 @@ class Balance(Strict):
     """Most copies of one row when oversampling."""
 
 
+class RecordColumns(Strict):
+    """Names of the fields in `records` files that are CSV or our own format."""
+
+    input: str = "text"
+    """The input."""
+    id: str = "id"
+    """What the dataset's rows are called."""
+    user: str = "user"
+    """Who asked."""
+
+
 class CurateConfig(Strict):
     """All stages. Only train rows are ever changed or taken out."""
 
@@ -166,6 +177,8 @@ class CurateConfig(Strict):
     """Of every draw."""
     records: tuple[Path, ...] = ()
     """Traffic folders and imported files: where users and finish reasons of rows are read."""
+    columns: RecordColumns = RecordColumns()
+    """Where those files keep them."""
     rules: tuple[Annotated[Rule, BeforeValidator(_bare)], ...] = ()
     duplicates: Duplicates | None = None
     gold: Gold | None = None
@@ -236,7 +249,7 @@ def _problem(error: Any) -> str:
 
 _STAGES: dict[str, type[Strict]] = {
     "rules": Rule, "duplicates": Duplicates, "gold": Gold, "votes": Votes, "suspects": Suspects,
-    "power_users": PowerUsers, "balance": Balance,
+    "power_users": PowerUsers, "balance": Balance, "columns": RecordColumns,
 }  # fmt: skip
 
 

@@ -16,8 +16,9 @@ from router.answer_spec import AnswerSpec
 from router.prompt import last_user_text
 from router.traffic import scan
 from training import imports
+from training.build import Keys
 from training.curate import balance, duplicates, gold, ledger, rules, suspects, users, votes
-from training.curate.config import CurateConfig
+from training.curate.config import CurateConfig, RecordColumns
 from training.curate.ledger import Choice, Entry, Outcome
 from training.dataset import (
     Dataset,
@@ -29,7 +30,7 @@ from training.dataset import (
     save,
 )
 from training.errors import DataError
-from training.import_formats import Facts
+from training.import_formats import Columns, Facts
 from training.split import draw
 
 Tell = Callable[[str, int, int], None]
@@ -55,12 +56,13 @@ class Result:
         return [*self.train, *self.held_out]
 
 
-def read_facts(records: Sequence[Path]) -> dict[str, Facts]:
+def read_facts(records: Sequence[Path], columns: RecordColumns | None = None) -> dict[str, Facts]:
     """Users and finish reasons by row id, from traffic folders and imported files.
 
     Raises:
         DataError: a path that is neither, or a file that cannot be read.
     """
+    names = columns or RecordColumns()
     found: dict[str, Facts] = {}
     for path in records:
         if path.is_dir():
@@ -69,7 +71,8 @@ def read_facts(records: Sequence[Path]) -> dict[str, Facts]:
                 finish = (answer.finish_reason if answer else None) or ""
                 found[record.id] = Facts(record.user or record.caller or "", finish)
         elif path.is_file():
-            found |= imports.read(path).facts
+            keys = Keys(input=names.input)
+            found |= imports.read(path, Columns(keys, id=names.id, user=names.user)).facts
         else:
             raise DataError(f"{path}: no such traffic folder or file")
     return found
@@ -85,7 +88,7 @@ def curate(dataset: Dataset, config: CurateConfig, tell: Tell | None = None) -> 
     if not train:
         raise DataError(f"{dataset.path}: no train rows to curate")
     result = Result(train, [e for e in dataset.examples if e.split != "train"])
-    facts = read_facts(config.records)
+    facts = read_facts(config.records, config.columns)
     form = dataset.info.answer
     spec = AnswerSpec.model_validate(form)
     steps = [
