@@ -125,10 +125,8 @@ def _run(
     for problem in sweep.errors:
         err.print(f"error: {problem}", style="red", highlight=False, soft_wrap=True, markup=False)
     if not sweep.ok:
-        err.print(
-            f"{sweep.waiting} segments wait in {traffic}; nothing is lost, run it again",
-            highlight=False,
-        )
+        told = f"{sweep.waiting} segments wait in {traffic}; nothing is lost, run it again"
+        err.print(told, highlight=False, soft_wrap=True, markup=False)
     return sweep, counters(shipper, sweep)
 
 
