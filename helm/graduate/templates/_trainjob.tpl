@@ -33,8 +33,7 @@ metadata:
 spec:
   mlPolicy:
     numNodes: 1
-    torch:
-      numProcPerNode: {{ $v.processes }}
+    torch: {}
   template:
     spec:
       replicatedJobs:
@@ -72,4 +71,7 @@ spec:
     apiGroup: trainer.kubeflow.org
     kind: TrainingRuntime
     name: {{ $full }}
+  trainer:
+    numNodes: 1
+    numProcPerNode: {{ $v.processes }}
 {{- end }}
