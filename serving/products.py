@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-# oneDNN keeps what it made for each number of rows: 0.8 MB a product, 1,024 of them unless told otherwise, which comes to more
-# than the model. Making one again takes 0.1 ms. It reads this when the first product is made.
+# oneDNN, and torch's layer over it, keep what they made for each product and number of rows, a thousand of them: 0.8 MB each,
+# after some hundred different batches more than the model itself. Making one again takes 0.1 ms. Read at the first product.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 
 _ROWS = 16
 """The number of rows that the layout is chosen for; others use the same layout."""

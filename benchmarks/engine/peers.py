@@ -61,6 +61,13 @@ class Peer:
         return total / TICKS
 
 
+def busy_seconds() -> float:
+    """Time that all processors have worked since the machine started."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system, _, _, interrupt, soft, *_ = map(int, fields)
+    return (user + nice + system + interrupt + soft) / TICKS
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on now."""
     with socket.socket() as probe:
