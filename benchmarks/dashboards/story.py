@@ -3,6 +3,7 @@
 Every part lasts at least so long, and until what it is there for can be read off Prometheus.
 """
 
+import contextlib
 import json
 import random
 import threading
@@ -121,7 +122,9 @@ class Traffic:
                     "messages": [{"role": "user", "content": self._text(draw)}],
                 }
                 content = b"no JSON" if draw.random() < 0.01 else json.dumps(body).encode()
-                client.post("/v1/chat/completions", content=content)
+                # A caller that is cut off asks again: the story must go on after the machine stood still.
+                with contextlib.suppress(httpx.TransportError):
+                    client.post("/v1/chat/completions", content=content)
                 self._stop.wait(max(0.0, self._pause - (time.monotonic() - began)))
 
     def _text(self, draw: random.Random) -> str:
