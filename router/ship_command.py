@@ -125,8 +125,8 @@ def _run(
     for problem in sweep.errors:
         err.print(f"error: {problem}", style="red", highlight=False, soft_wrap=True, markup=False)
     if not sweep.ok:
-        told = f"{sweep.waiting} segments wait in {traffic}; nothing is lost, run it again"
-        err.print(told, highlight=False, soft_wrap=True, markup=False)
+        left = f"{sweep.waiting} segments wait in {traffic}; nothing is lost, run it again"
+        err.print(left, highlight=False, soft_wrap=True, markup=False)
     return sweep, counters(shipper, sweep)
 
 
