@@ -25,10 +25,15 @@ from monitoring.counterfactual import (
     weighted_quantile,
     weighted_share,
 )
-from router import guard
-from router.compare import compare
+from monitoring.replay_outcome import (
+    agreed,
+    is_adapter,
+    teacher_replies,
+    token_cost,
+    why_falls,
+)
 from router.decide import DEFAULT, Decision, decide
-from router.policy import Price, Route
+from router.policy import Route
 from router.policy_file import LoadedPolicy
 from router.records import Answer, Record
 
@@ -51,7 +56,6 @@ class _Arm:
     """What one arm would have led to, as far as the log tells."""
 
     cost: _Sample = field(default_factory=_Sample)
-    copies: _Sample = field(default_factory=_Sample)
     seconds: _Sample = field(default_factory=_Sample)
 
 
@@ -63,6 +67,10 @@ class _Tally:
     approximate: int = 0
     student_arm: float = 0.0
     unknown: Counter[str] = field(default_factory=Counter)
+    shadows: float = 0.0
+    noises: int = 0
+    shadow_cost: _Sample = field(default_factory=_Sample)
+    audit_cost: _Sample = field(default_factory=_Sample)
     teacher: _Arm = field(default_factory=_Arm)
     student: _Arm = field(default_factory=_Arm)
     agree: _Sample = field(default_factory=_Sample)
@@ -162,13 +170,15 @@ class Replay:
             tally.approximate += 1
         share = student_probability(decision)
         tally.student_arm += share
-        self._teacher_outcome(tally, record, decision, route, share)
+        self._teacher_outcome(tally, record, route, share)
+        if route is not None:
+            self._copies(tally, record, decision, route)
         if route is not None and share > 0:
             self._student_outcome(tally, record, decision, route, share)
         self._randomised(tally, record, share)
 
     def _teacher_outcome(
-        self, tally: _Tally, record: Record, decision: Decision, route: Route | None, share: float
+        self, tally: _Tally, record: Record, route: Route | None, share: float
     ) -> None:
         teacher = record.answer_of("teacher")
         if teacher is None or share >= 1:
@@ -176,14 +186,20 @@ class Replay:
         on_the_way = teacher.purpose == "reply"
         weight = (1 - share) / (1.0 if on_the_way else record.shadow_share or 1.0)
         usd = self._cost(teacher, route, "teacher")
-        copies = usd if decision.noise else 0.0
-        if decision.arm == "teacher" and decision.shadow_share > 0:
-            student = record.answer_of("student")
-            asked = decision.shadow_share
-            copies += asked * (self._cost(student, route, "student") if student else 0.0)
         tally.teacher.cost.add(usd, weight)
-        tally.teacher.copies.add(copies, weight)
         tally.teacher.seconds.add(teacher.latency_seconds, weight)
+
+    def _copies(self, tally: _Tally, record: Record, decision: Decision, route: Route) -> None:
+        """How often the student would be asked unseen beside the teacher, and what one such call costs."""
+        is_teacher = decision.arm == "teacher"
+        # A canary's other arm has its own share, which the decision of this arm does not hold.
+        asked = decision.shadow_share if is_teacher else route.dark_launch.share
+        tally.shadows += asked * (1 - student_probability(decision))
+        tally.noises += decision.noise
+        both = both_answers(record)
+        if both is not None:
+            weight = 1 / pair_probability(record, *both)
+            tally.shadow_cost.add(self._cost(both[0], route, "student"), weight)
 
     def _student_outcome(
         self, tally: _Tally, record: Record, decision: Decision, route: Route, share: float
@@ -193,21 +209,21 @@ class Replay:
         if both is None:
             return
         student, teacher = both
-        if not _is_adapter(student, route, self._rules, decision.route):
+        if not is_adapter(student, route, self._rules, decision.route):
             tally.other_adapters += 1
             return
-        agree, comparable = _agreement(record, student, teacher, route)
-        why_not = _why_not(student, route, decision.cascade_min_confidence)
-        falls = why_not is not None
-        has_reply = not falls or (route.fallback.to == "teacher" or why_not == "confidence")
+        agree, comparable = agreed(record, student, teacher, route)
+        reason = why_falls(student, route, decision.cascade_min_confidence)
+        falls = reason is not None
+        has_reply = reason is None or teacher_replies(reason, route)
         if not falls and not comparable:
             return  # the teacher's own answer has no form: nothing can be said
         weight = share / pair_probability(record, student, teacher)
         asked = self._cost(student, route, "student")
         instead = self._cost(teacher, route, "teacher") if falls and has_reply else 0.0
-        audited = decision.shadow_share if decision.arm == "student" and not falls else 0.0
+        audited = 0.0 if falls else route.canary.audit
         tally.student.cost.add(asked + instead, weight)
-        tally.student.copies.add(audited * self._cost(teacher, route, "teacher"), weight)
+        tally.audit_cost.add(audited * self._cost(teacher, route, "teacher"), weight)
         tally.student.seconds.add(
             student.latency_seconds + (teacher.latency_seconds if falls and has_reply else 0.0),
             weight,
@@ -269,53 +285,6 @@ def differs(record: Record, decision: Decision) -> str | None:
     return None
 
 
-def token_cost(answer: Answer, price: Price) -> float:
-    """US dollars of an answer's tokens; the logged cost where there is no token price."""
-    if not price.input and not price.output:
-        return answer.cost_usd
-    usage = answer.usage
-    return (usage.prompt_tokens * price.input + usage.completion_tokens * price.output) / 1e6
-
-
-def _is_adapter(student: Answer, route: Route, rules: LoadedPolicy, name: str) -> bool:
-    """Whether the logged answer is of the adapter that the policy asks."""
-    spec = route.student
-    if spec is None or student.adapter is None:
-        return False
-    adapter, _, version = student.adapter.rpartition("/")
-    rollout = rules.rollouts.routes.get(name)
-    pinned = rollout.version if rollout and rollout.version is not None else spec.version
-    return adapter == spec.adapter and (pinned == "latest" or str(pinned) == version)
-
-
-def _has_text(answer: Answer) -> bool:
-    return answer.text is not None or bool(answer.tool_calls)
-
-
-def _agreement(record: Record, student: Answer, teacher: Answer, route: Route) -> tuple[bool, bool]:
-    """Whether the two agree by the policy's comparator, and whether the teacher's answer can be compared at all."""
-    found = record.comparison
-    if _has_text(student) and _has_text(teacher):
-        found = compare(route.answer, student, teacher)
-    if found is None:
-        return False, False
-    return found.agree is True, found.comparable or not found.student_form_ok
-
-
-def _why_not(student: Answer, route: Route, floor: float | None) -> str | None:
-    """Why the student's answer would not have been the reply; None when it would. Rules that ask outside are not asked."""
-    if student.error is not None:
-        return student.error
-    verdict = student.verdict
-    if _has_text(student):
-        verdict = guard.check(route.answer, route.guard.rules, student).rule
-    if verdict is not None and "guard" in route.fallback.on:
-        return "guard"
-    if floor is not None and (student.confidence is None or student.confidence < floor):
-        return "confidence"
-    return None
-
-
 def _route(name: str, tally: _Tally, rules: LoadedPolicy) -> RouteReplay:
     share = tally.student_arm / tally.records if tally.records else 0.0
     asked = weighted_share(tally.agree.values, tally.agree.weights)
@@ -328,7 +297,6 @@ def _route(name: str, tally: _Tally, rules: LoadedPolicy) -> RouteReplay:
             high=1 - share * (1 - asked.high),
         )  # fmt: skip
     cost = _mixed(tally, share, "cost") if known else None
-    copies = _mixed(tally, share, "copies") if known else None
     seconds = _mixed(tally, share, "seconds") if known else None
     return RouteReplay(
         name, tally.records, tally.approximate, share,
@@ -336,7 +304,7 @@ def _route(name: str, tally: _Tally, rules: LoadedPolicy) -> RouteReplay:
         agreement,
         weighted_share(tally.served_agree.values, tally.served_agree.weights),
         1000 * cost.mean if cost else None,
-        1000 * copies.mean if copies else None,
+        _copies_usd_per_1000(tally, share),
         seconds.mean if seconds else None, seconds.p95 if seconds else None,
         tally.randomised, tally.unsupported,
         {
@@ -345,6 +313,21 @@ def _route(name: str, tally: _Tally, rules: LoadedPolicy) -> RouteReplay:
         },
         tuple(_notes(name, tally, share, rules)),
     )  # fmt: skip
+
+
+def _copies_usd_per_1000(tally: _Tally, share: float) -> float | None:
+    """Tokens of shadows, of the teacher asked twice, and of audits; None when one that is taken has no known cost."""
+    total = 0.0
+    for often, sample in (
+        (tally.shadows / tally.records, tally.shadow_cost),
+        (tally.noises / tally.records, tally.teacher.cost),
+        (share, tally.audit_cost),
+    ):
+        mean = weighted_mean(sample.values, sample.weights)
+        if often > 0 and mean is None:
+            return None
+        total += often * mean.value if mean is not None else 0.0
+    return 1000 * total
 
 
 @dataclass(frozen=True, slots=True)

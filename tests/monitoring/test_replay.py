@@ -61,7 +61,12 @@ def traffic(
         bad = generator.random() < 2 * wrong * (1 - sure)
         teacher = answer("teacher", A, latency_seconds=2.0, cost_usd=0.01)
         student = answer(
-            "student", B if bad else A, adapter="mail/1", confidence=sure, latency_seconds=0.5
+            "student",
+            B if bad else A,
+            adapter="mail/1",
+            confidence=sure,
+            latency_seconds=0.5,
+            cost_usd=0.001,
         )
         both = decision.shadow or decision.audit
         answers = [teacher] if decision.arm == "teacher" else [student]
@@ -153,16 +158,20 @@ def test_a_hybrid_is_foretold_from_a_dark_launch() -> None:
     truth = 1 - can * 0.4 * 0.04  # wrong with 0.2 (1 - sure), sure over 0.6
     assert found.agreement.low < truth < found.agreement.high
     assert found.disagreement.low < 0.04 < found.disagreement.high
-    assert found.usd_per_1000 == pytest.approx(10 * (1 - can * 0.4), rel=0.05)
+    assert found.usd_per_1000 == pytest.approx(10 * (1 - can * 0.4) + can, rel=0.05)
     assert found.seconds_mean == pytest.approx(
         2 * (1 - can) + can * (0.4 * 0.5 + 0.6 * 2.5), rel=0.03
     )
     assert found.seconds_p95 == 2.5
     assert found.agreement.rows == pytest.approx(1200 * can, rel=0.1)
     assert found.agreement.ess == pytest.approx(found.agreement.rows)  # all have the same weight
+    assert found.copies_usd_per_1000 == pytest.approx(
+        10 * can * 0.4 * 0.1, rel=0.1
+    )  # a tenth is audited
     present = replayed(rules, records).routes["mail"]
     assert (present.student_arm, present.student_served, present.agreement) == (0, 0, None)
     assert present.usd_per_1000 == pytest.approx(10)
+    assert present.copies_usd_per_1000 == pytest.approx(1000 * can * 0.3 * 0.001, rel=0.01)
 
 
 def test_pairs_are_weighted_by_their_logged_probability() -> None:
@@ -238,6 +247,27 @@ def test_another_adapter_says_nothing_of_this_one() -> None:
     found = replayed(loaded(policy("student", student=student)), records).routes["mail"]
     assert (found.agreement, found.usd_per_1000) == (None, None)
     assert any("of another adapter or version" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("fallback", "served", "agree"),
+    [
+        pytest.param({}, 0.0, 1.0, id="the teacher falls in"),
+        pytest.param({"to": "error"}, 0.0, 0.0, id="the caller gets an error"),
+        pytest.param({"on": ["guard"]}, 0.0, 0.0, id="an error that is no reason to fall back"),
+    ],
+)
+def test_a_student_that_fails_leads_where_the_policy_says(
+    fallback: dict[str, Any], served: float, agree: float
+) -> None:
+    records = [
+        msgspec.structs.replace(r, answers=(r.answers[0], answer("student", None, adapter="mail/1", purpose="shadow")))
+        for r in traffic(loaded(policy("dark_launch")), 10, random.Random(1))
+    ]  # fmt: skip
+    records = [r for r in records if not r.reason.startswith("student cannot")]
+    found = replayed(loaded(policy("student", fallback=fallback)), records).routes["mail"]
+    assert (found.student_arm, found.student_served) == (1.0, served)
+    assert found.agreement.value == agree
 
 
 def test_the_weighted_figures() -> None:
