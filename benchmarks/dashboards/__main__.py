@@ -1,6 +1,7 @@
 """Draw docs/images/dashboard-*.png: `python -m benchmarks.dashboards --out docs/images`. Needs prometheus on the PATH."""
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ def main() -> int:
     parser.add_argument("--per-second", type=float, default=20.0, help="requests a second")
     parser.add_argument("--route", default=".*", help="value of the route variable")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
     with tempfile.TemporaryDirectory(prefix="graduate-dashboards-") as root:
         place = Place(Path(root), tick_seconds=4)
         traffic = Traffic(place, per_second=given.per_second)
