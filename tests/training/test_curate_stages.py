@@ -38,8 +38,8 @@ def example(name: str, text: str, answer: str = "refund", **rest: Any) -> Exampl
         pytest.param({"max_chars": 5, "of": "answer"}, ("a", "refund"), ("a", "order"), id="answer too long"),
         pytest.param({"allow": "^Mail"}, ("Post", "order"), ("Mail", "order"), id="not allowed"),
         pytest.param({"deny": "(?i)test"}, ("a Test", "order"), ("a", "order"), id="denied"),
-        pytest.param({"language": ["en"]}, ("das ist nicht mein Geld und ich bitte", "order"), ("this is not my money and I ask", "order"), id="language"),
-        pytest.param({"language": ["en"]}, ("wo ist das Geld für die Rechnung", "order"), ("Not renewing", "order"), id="unknown language stays"),
+        pytest.param({"language": ["en"]}, ("das ist nicht mein Geld und ich bitte", "order"), ("this is not my money and I ask", "order"), id="language", marks=pytest.mark.slow),
+        pytest.param({"language": ["en"]}, ("wo ist das Geld für die Rechnung", "order"), ("Not renewing", "order"), id="unknown language stays", marks=pytest.mark.slow),
         pytest.param({"refusal": True}, ("a", "I'm sorry, I cannot help"), ("a", "sorry state"), id="refusal"),
         pytest.param({"empty": True}, ("a", "  "), ("a", "b"), id="empty answer"),
         pytest.param({"pii": ["email"]}, ("write to jo@example.com", "order"), ("write to jo", "order"), id="pii"),
@@ -210,6 +210,7 @@ def test_a_target_that_does_not_fit_the_classes_is_refused() -> None:
         balance.apply(Balance(), mixed(), {"kind": "text"})
 
 
+@pytest.mark.slow
 def test_flipped_labels_are_suspects_and_gold_ones_are_never_dropped() -> None:
     flipped = {3, 8, 21, 34, 47, 52}
     chosen = []

@@ -70,8 +70,15 @@ def show(report: dict[str, Any], out: Console) -> None:
     out.print(f"{report['held_out_rows']} validation and test rows stayed as they were")
 
 
-def findings(reports: dict[str, dict[str, Any]]) -> list[str]:
+Reports = dict[str, dict[str, Any]]
+
+
+def findings(reports: Reports) -> list[str]:
     """One line a finding."""
+    return [*_rows(reports), *_labels(reports), *_mix(reports)]
+
+
+def _rows(reports: Reports) -> list[str]:
     lines = [
         f"rule {name}: {count} rows break it" for name, count in reports.get("rules", {}).get("breaks", {}).items()
     ]  # fmt: skip
@@ -82,6 +89,11 @@ def findings(reports: dict[str, dict[str, Any]]) -> list[str]:
             lines.append(
                 f"{near['conflicts']} near-duplicate pairs have different answers: look at them"
             )
+    return lines
+
+
+def _labels(reports: Reports) -> list[str]:
+    lines: list[str] = []
     gold = reports.get("gold")
     if gold and gold["rows_with_gold"]:
         low, high = gold["interval"]
@@ -105,6 +117,11 @@ def findings(reports: dict[str, dict[str, Any]]) -> list[str]:
             f"  {s['id']} {s['field']}: {s['given']} given, {s['likely']} likelier (p {s['probability']:.2f})"
             for s in suspects["found"][:5]
         ]
+    return lines
+
+
+def _mix(reports: Reports) -> list[str]:
+    lines: list[str] = []
     if users := reports.get("power_users"):
         lines.append(
             f"{users['users_over']} of {users['users']} users over the cap of {users['cap']} rows; effective users "
