@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from benchmarks.dashboards.prometheus import filled
 from monitoring import alerts
+from monitoring.dashboards import BOARDS
+from monitoring.panels import MARKS
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "helm" / "graduate" / "files" / "rules" / "graduate.yaml"
@@ -170,6 +173,21 @@ def test_the_rules_parse() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     count = len(alerts.ALERTS) + len(alerts.recording_rules())
     assert f"SUCCESS: {count} rules found" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_queries_of_dashboards_parse(tmp_path: Path) -> None:
+    exprs = [q.expr for board in BOARDS for panel in board.panels for q in panel.queries]
+    exprs += [mark.expr for mark in MARKS]
+    rules = [
+        {"record": f"query:{number}", "expr": filled(expr, interval="1m", span="6h")}
+        for number, expr in enumerate(exprs)
+    ]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    done = promtool("check", "rules", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"SUCCESS: {len(exprs)} rules found" in done.stdout
 
 
 @pytest.mark.slow
