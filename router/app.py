@@ -108,10 +108,11 @@ class Router:
             metrics.breaker_open.labels(name).set(state != "closed")
 
     async def watch(self) -> None:
-        """Look at the policy files and publish, again and again, for ever."""
+        """Look at the policy files and the log's age, and publish; again and again, for ever."""
         while True:
             await asyncio.sleep(self.settings.reload_seconds)
             self.state.reload_if_changed()
+            self.services.log.close_old()
             self.publish()
 
     def close(self) -> None:

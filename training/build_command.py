@@ -77,6 +77,12 @@ def build(
         bool, typer.Option(help="Only show how the files are read: format, counts, first row.")
     ] = False,
     traffic: Annotated[bool, typer.Option(help="Read the traffic log.")] = True,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Read these logs instead of HOME's: folders of segments, shipped logs, s3:// addresses."
+        ),
+    ] = None,
     test_share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.2,
     validation_share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.15,
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
@@ -110,7 +116,7 @@ def build(
         rows: list[core.Row] = []
         if traffic:
             rows += core.rows_from_traffic(
-                scan(place.traffic, routes=[route], since=start, until=end)
+                scan(log or place.traffic, routes=[route], since=start, until=end)
             )
         rows += [row for one in read for row in one.rows]
         reviews = _reviews(database or place.database_url, route)

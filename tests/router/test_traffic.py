@@ -56,6 +56,20 @@ def test_what_is_appended_is_on_the_disk_before_the_segment_closes(tmp_path: Pat
     assert list(scan(tmp_path)) == [record(1)]
 
 
+def test_a_quiet_log_closes_its_old_segment_without_another_line(tmp_path: Path) -> None:
+    clock = Clock()
+    log = TrafficLog(tmp_path, max_age_seconds=60, now=clock)
+    log.append(record(1))
+    log.close_old()
+    assert [".open" in s.name for s in segments(tmp_path)] == [True]
+    clock.now += 61
+    log.close_old()
+    assert [".open" in s.name for s in segments(tmp_path)] == [False]
+    log.append(record(2, at=clock.now))
+    log.close()
+    assert ids(scan(tmp_path)) == ["r1", "r2"]
+
+
 def test_a_segment_rotates_before_it_passes_its_size(tmp_path: Path) -> None:
     clock = Clock()
     size = len(dump(record(10)))
