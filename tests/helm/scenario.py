@@ -59,16 +59,21 @@ def story(rendered: Path, work: Path, model: Path, adapter: Path) -> dict[str, A
         seen["dark launch"] = [_ask(front, key, text) for text in TEXTS]
         policy = kubelet.objects["ConfigMap", "graduate-policy"]["data"]["policy.yaml"]
 
+        def said() -> int:
+            """How often a process of the router (two workers, and the one with the operators' port) took a policy."""
+            (log,) = (r.log for r in router.running if r.name == "router")
+            return log.read_text().count(" in force")
+
         def edit(mode: str) -> float:
             """As a person does it: in the text, for a YAML library would turn the key `on` into `true`."""
-            before = httpx.get(f"{admin}/policy").json()["digest"]
+            before = said()
             text = policy.replace("mode: dark_launch", f"mode: {mode}")
             if (
                 mode == "student"
             ):  # what a model of random weights says is no label: any text may pass
                 text = text.replace("{kind: label, labels: [billing, bug, other]}", "{kind: text}")
             kubelet.sync("graduate-policy", {"policy.yaml": text})
-            return _seconds_until(lambda: httpx.get(f"{admin}/policy").json()["digest"] != before)
+            return _seconds_until(lambda: said() >= before + 3)
 
         seen["edit in force after"] = edit("student")
         seen["student"] = [_ask(front, key, text) for text in TEXTS]
