@@ -123,12 +123,12 @@ class BackendClient:
         if reply.status >= 500:
             self.breaker.failed(self._loop.time())
         else:
-            self.breaker.succeeded(self._loop.time())
+            reply.on_end = self._ended
         return reply
 
-    def broke(self) -> None:
-        """A reply broke off after its head: that counts against the backend too."""
-        self.breaker.failed(self._loop.time())
+    def _ended(self, is_whole: bool) -> None:
+        """Count a reply at its end: a head alone is no success, many a sick server still sends that."""
+        (self.breaker.succeeded if is_whole else self.breaker.failed)(self._loop.time())
 
     def cost(self, usage: Usage) -> float:
         """US dollars of one answer by the token prices."""

@@ -162,7 +162,6 @@ class Exchange:
                     yield piece
         except BackendError as why:
             error = why.word
-            teacher.client.broke()
         except (GeneratorExit, asyncio.CancelledError):
             error = "cancelled"
             raise

@@ -208,7 +208,6 @@ class StudentClient:
                         error = ""
         except BackendError as why:
             error = why.word
-            self.client.broke()
         seconds = loop.time() - began
         text = "".join(texts)
         known = confidence(logprobs, self.kind)

@@ -9,8 +9,8 @@ Knows no JSON and no policy.
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -64,7 +64,10 @@ class Reply:
     headers: list[Header]
     _connection: "_Connection"
     _deadline: float
-    body_started: bool = field(default=False)
+    _first_deadline: float
+    """Until when the body's first byte must be here: servers that send their head at once may still hang."""
+    on_end: Callable[[bool], None] | None = None
+    """Told whether the body came whole; told nothing when it was left before its end."""
 
     async def read(self) -> bytes:
         """The whole body.
@@ -81,26 +84,46 @@ class Reply:
                 if piece is not None:
                     pieces.append(piece)
                 elif connection.finished:
+                    self._ended(True)
                     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
                 else:
-                    await connection.wait(self._deadline, "no whole reply in time")
+                    await self._more(bool(pieces))
+        except BackendError:
+            self._ended(False)
+            raise
         finally:
             connection.release()
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Pieces of the body as they arrive. Leaving early closes the connection, which cancels the backend's work."""
-        connection = self._connection
+        connection, has_begun = self._connection, False
         try:
             while True:
                 piece = connection.take()
                 if piece is None:
                     if connection.finished:
+                        self._ended(True)
                         return
-                    await connection.wait(self._deadline, "no whole reply in time")
+                    await self._more(has_begun)
                     continue
+                has_begun = True
                 yield piece
+        except BackendError:
+            self._ended(False)
+            raise
         finally:
             connection.release()
+
+    async def _more(self, has_begun: bool) -> None:
+        """Until more of the body is here."""
+        if has_begun:
+            await self._connection.wait(self._deadline, "no whole reply in time")
+        else:
+            await self._connection.wait(self._first_deadline, "no first byte of the body in time")
+
+    def _ended(self, is_whole: bool) -> None:
+        if self.on_end is not None:
+            self.on_end(is_whole)
 
     def close(self) -> None:
         """Give up the rest of the body."""
@@ -401,7 +424,7 @@ class Pool:
         ):  # cancellation too: a connection with a request under way is of no further use
             connection.release()
             raise
-        return Reply(connection.status, connection.headers, connection, deadline)
+        return Reply(connection.status, connection.headers, connection, deadline, first)
 
     def _head(
         self, method: bytes, path: bytes, headers: Sequence[Header], length: int | None
