@@ -1,4 +1,4 @@
-"""Adapters of a worker: wanted and made resident in the engine's thread, read in a loader's thread between.
+"""Adapters of a worker: wanted and made resident in the engine's thread, read in threads of their own between.
 
     want ─► pending ─► (one at a time) read, check ─► held ─► room? evict, resident
 
@@ -8,9 +8,9 @@ Knows which are resident, on their way or failed lately; knows no requests but t
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from serving.base_model import BaseModel
@@ -66,20 +66,10 @@ class Adapters:
         self._engine = engine
         self._post = post
         self._fail = fail
-        self._loader: ThreadPoolExecutor | None = None
         self.residency = residency
         self.weights: dict[AdapterRef, LoraWeights] = {}
         self._resident: dict[str, AdapterRef] = {}
         self.loads = Loads()
-
-    def start(self) -> None:
-        """Start the loader; before the engine's thread."""
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
-
-    def stop(self) -> None:
-        """Stop the loader; after the engine's thread."""
-        if self._loader is not None:
-            self._loader.shutdown(wait=False, cancel_futures=True)
 
     def fail_all(self, why: GenerationFailed) -> None:
         """Nobody waits for an adapter any longer."""
@@ -125,12 +115,14 @@ class Adapters:
         """Have the oldest wanted adapter read, unless one is being read or held."""
         loads = self.loads
         if loads.current is None and loads.pending:
-            assert self._loader is not None
             loads.current = next(iter(loads.pending))
-            self._loader.submit(self._load, loads.current, loads)
+            # A thread for each, that ends: one that stays would keep an OpenMP pool beside the engine's (see `launch`).
+            threading.Thread(
+                target=self._load, args=(loads.current, loads), name="adapter", daemon=True
+            ).start()
 
     def _load(self, ref: AdapterRef, loads: Loads) -> None:
-        """In the loader's thread: read, check, and hand over; a failure is a value here."""
+        """In a loader's thread: read, check, and hand over; a failure is a value here."""
         weights: LoraWeights | None = None
         reason = ""
         try:

@@ -39,7 +39,8 @@ class _Layer:
 class Decoder:
     """The base model's weights, fused, and the step over them. The transformers model given is emptied."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, embedding: torch.Tensor | None = None) -> None:
+        """`embedding`, when given, holds the same values as the model's own and takes less memory."""
         config = model.config
         if config.model_type not in ("llama", "mistral", "qwen2", "qwen3"):
             raise OperatorError(
@@ -58,9 +59,12 @@ class Decoder:
         self.max_tokens = int(config.max_position_embeddings)
         self.epsilon = float(config.rms_norm_eps)
         inner = model.model
-        self.embedding: torch.Tensor = inner.embed_tokens.weight.detach().float()
         self.norm: torch.Tensor = inner.norm.weight.detach().float()
         self.head = Product(model.lm_head.weight.detach().float())
+        own: torch.Tensor = inner.embed_tokens.weight.detach()
+        self.embedding = own.float() if embedding is None else embedding
+        if embedding is not None:
+            model.lm_head.weight = inner.embed_tokens.weight = None
         self.rotations = _rotations(inner.rotary_emb, self.max_tokens, self.head_width)
         self.layers = []
         for layer in inner.layers:

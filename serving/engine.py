@@ -70,8 +70,15 @@ class Failed:
 class Engine:
     """The batch. `step` is the whole idea; rows join by `add` and leave when finished or by `remove`."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, prefix_bytes: int = 64 << 20) -> None:
-        self.decoder = Decoder(model)
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        embedding: torch.Tensor | None = None,
+        prefix_bytes: int = 64 << 20,
+    ) -> None:
+        self.decoder = Decoder(model, embedding)
         self.tokenizer = tokenizer
         self._cache = self.decoder.new_cache()
         self._stacks = Stacks()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from serving.adapters import Adapters, settle
-from serving.base_model import BaseModel
+from serving.base_model import BaseModel, mapped
 from serving.batching import Limits, Waiting, next_batch
 from serving.callers import Item, Request, deliver
 from serving.engine import Emitted, Engine, Failed, Row
@@ -80,7 +80,8 @@ class Worker:
             torch.set_num_threads(settings.threads)
         self.tokenizer: Any = base.tokenizer
         self._settings = settings
-        self._engine = Engine(base.model, base.tokenizer)
+        embedding = mapped(base.path, "model.embed_tokens.weight")
+        self._engine = Engine(base.model, base.tokenizer, embedding=embedding)
         limit = self._engine.decoder.max_tokens
         total = min(settings.max_total_tokens or limit, limit)
         self.info = WorkerInfo(
@@ -113,7 +114,6 @@ class Worker:
     async def start(self) -> None:
         """Start the engine's thread."""
         self._stopping = False
-        self._adapters.start()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -124,7 +124,6 @@ class Worker:
             self._wake.notify()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
-        self._adapters.stop()
 
     @property
     def is_alive(self) -> bool:

@@ -47,9 +47,12 @@ class Connection:
         self._port = port
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._used_at = 0.0
 
     async def post(self, path: str, data: bytes) -> tuple[int, bytes]:
-        """Status and body."""
+        """Status and body. A connection that was idle for long is not used again: servers close such after five seconds."""
+        if time.monotonic() - self._used_at > 3:
+            self.close()
         if self._reader is None or self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writer.write(
@@ -67,9 +70,11 @@ class Connection:
             while size := int((await self._reader.readuntil(b"\r\n")).split(b";")[0], 16):
                 parts.append((await self._reader.readexactly(size + 2))[:-2])
             await self._reader.readexactly(2)
-            return int(lines[0].split()[1]), b"".join(parts)
-        length = int(fields.get("content-length", 0))
-        return int(lines[0].split()[1]), await self._reader.readexactly(length)
+            data = b"".join(parts)
+        else:
+            data = await self._reader.readexactly(int(fields.get("content-length", 0)))
+        self._used_at = time.monotonic()
+        return int(lines[0].split()[1]), data
 
     def close(self) -> None:
         """The next request opens a new connection."""

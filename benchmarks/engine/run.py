@@ -42,7 +42,6 @@ def _cells(peer: str) -> list[Cell]:
     found = [Cell(peer, k, c, NUM_ADAPTERS, NUM_ADAPTERS) for k in kinds for c in (1, 8, 32)]
     if peer == "ours":
         found += [Cell(peer, k, 8, 0, NUM_ADAPTERS) for k in kinds]
-        found += [Cell(peer, k, 8, NUM_ADAPTERS, MOST_ADAPTERS) for k in kinds]
         found += [Cell(peer, k, 8, MOST_ADAPTERS, MOST_ADAPTERS) for k in kinds]
     return found
 
@@ -134,7 +133,7 @@ def _serve(run: Run, peer: str, number: int) -> None:
     with run.server(peer) as server:
         warmed = -1
         for cell in cells:
-            if not run.has_time(run.args.seconds + 16):
+            if not run.has_time(run.args.seconds + 10):
                 return
             kind = KINDS[cell.kind]
             if cell.resident != warmed:
@@ -144,7 +143,7 @@ def _serve(run: Run, peer: str, number: int) -> None:
             # of this kind too: a prefix is stored when two prompts have shared it
             load.warm(server.port, kind, _models(cell), f"warm-{number}-{cell.kind}")
             name = f"{number}-{cell.callers}-{cell.models}-{cell.resident}"
-            load.measure(server.port, kind, _models(cell), cell.callers, 2.0, f"rehearsal-{name}")
+            load.measure(server.port, kind, _models(cell), cell.callers, 1.5, f"rehearsal-{name}")
             for _ in range(3):
                 found = _window(run, server, cell, name)
                 if found["others_share"] < DISTURBED:
@@ -261,7 +260,7 @@ def main() -> int:
         # every other round the other way round, so that what warms or slows the machine meets both
         for peer in wanted if number % 2 == 0 else wanted[::-1]:
             while run.left(peer, number):
-                if not run.has_time(LONGEST_START[peer] + args.seconds + 16):
+                if not run.has_time(LONGEST_START[peer] + args.seconds + 10):
                     print("the budget has ended; call again to go on", file=sys.stderr)
                     return 3
                 _turn(run, peer, number)
