@@ -214,7 +214,7 @@ _MONITOR = Row(
             "Seconds since the monitor last looked. Rollouts do not move while it does not.",
             "lines",
             "s",
-            (Query(f"time() - max({M}_tick_timestamp_seconds)", "last tick"),),
+            (Query(f"time() - (max({M}_tick_timestamp_seconds) > 0)", "last tick"),),
             height=6,
         ),
         Panel(

@@ -20,7 +20,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder of the PNGs")
     parser.add_argument("--part", type=float, default=25.0, help="seconds of each part at least")
     parser.add_argument("--per-second", type=float, default=20.0, help="requests a second")
-    parser.add_argument("--route", default=".*", help="value of the route variable")
+    parser.add_argument(
+        "--route", default="tickets", help="value of the route variable; traffic shows all routes"
+    )
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
     with tempfile.TemporaryDirectory(prefix="graduate-dashboards-") as root:
@@ -33,8 +35,10 @@ def main() -> int:
             Story(place, traffic, given.part).run(
                 lambda part: print(f"{time.time() - start:6.0f} s  {part}", file=sys.stderr)
             )
-            view = View(place.prometheus, start, time.time(), route=given.route)
+            end = time.time()
             for board in BOARDS:
+                route = ".*" if board is BOARDS[-1] else given.route
+                view = View(place.prometheus, start, end, route=route)
                 path = given.out / f"dashboard-{board.uid.removeprefix('graduate-')}.png"
                 draw(board, view, path)
                 print(path)

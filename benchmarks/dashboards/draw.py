@@ -163,7 +163,8 @@ def _lines(axes: Any, panel: Panel, named: Named) -> None:
         axes.set_ylim(0, panel.most * 1.02)
     elif not panel.is_log:
         low, high = axes.get_ylim()
-        axes.set_ylim(min(0.0, low), high if high > 0 else 1.0)
+        is_flat = not any(value for _, one in named for value in one.values)
+        axes.set_ylim(*((0.0, 1.0) if is_flat else (min(0.0, low), high)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, panel.unit)))
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
     axes.legend(fontsize=6.8, loc="upper left", framealpha=0.7, ncols=1 + len(named) // MAX_LEGENDS)
@@ -197,6 +198,7 @@ def _states(axes: Any, panel: Panel, named: Named) -> None:
         text, colour = panel.names.get(value, (f"{value:g}", "gray"))
         axes.bar(_time(0), 0, color=COLOURS[colour], label=text)
     axes.legend(fontsize=6.8, loc="lower right", framealpha=0.8, ncols=4)
+    _indent(axes, 0.16)
 
 
 def _bars(axes: Any, panel: Panel, named: Named) -> None:
@@ -211,8 +213,14 @@ def _bars(axes: Any, panel: Panel, named: Named) -> None:
     axes.set_xlim(0, 1.15 * (panel.most or max(values) or 1.0))
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.set_xticks([])
+    _indent(axes, 0.22)
+
+
+def _indent(axes: Any, part: float) -> None:
+    """Leave a part of the width to the names at the left."""
     box = axes.get_position()
-    axes.set_position((box.x0 + box.width * 0.22, box.y0, box.width * 0.78, box.height))
+    left = box.x0 + box.width * part
+    axes.set_position((left, box.y0, box.width * (1 - part), box.height))
 
 
 def _table(axes: Any, panel: Panel, named: Named) -> None:
