@@ -1,8 +1,9 @@
 """What a canary does next: hold, advance, promote or roll back, on evidence that may be looked at at any time. Pure.
 
 A gate is *kept* when an always-valid test shows that its limit holds, *breached* when one shows that it does not, and
-*open* in between: no evidence is not good evidence, so an open gate holds the canary. The error is shared out over the
-gates: with confidence c and m gates, each is tested at (1 - c) / m on either side.
+*open* in between: no evidence is not good evidence, so an open gate holds the canary, and after `give_up_seconds` on one
+step the rollout is held as inconclusive until people decide. The error is shared out over the gates: with confidence c
+and m gates, each is tested at (1 - c) / m on either side.
 """
 
 import math
@@ -13,8 +14,10 @@ from typing import Literal
 from monitoring.sequential import log_e_above, log_e_below, mean_sequence, quantile_sequence
 from router.policy import Canary, RouteRollout
 
-Action = Literal["hold", "advance", "promote", "rollback"]
+Action = Literal["hold", "advance", "promote", "rollback", "inconclusive"]
 GateState = Literal["kept", "breached", "open"]
+GIVE_UP_SECONDS = 30 * 86400.0
+"""So long a canary may stay on a step while its gates stay open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,9 @@ class Evidence:
     disagreement: Mapping[str, Count] = field(default_factory=dict)
     guard_failures: Mapping[str, Count] = field(default_factory=dict)
     errors: Mapping[str, Count] = field(default_factory=dict)
-    student_seconds: tuple[float, ...] = ()
-    teacher_seconds: tuple[float, ...] = ()
-    feedback: tuple[float, ...] = ()
+    student_seconds: Sequence[float] = ()
+    teacher_seconds: Sequence[float] = ()
+    feedback: Sequence[float] = ()
     reviews: int = 0
 
 
@@ -75,8 +78,9 @@ def rate_gate(name: str, count: Count, limit: float, alpha: float) -> GateResult
 
 
 def _latency_gate(evidence: Evidence, max_ratio: float, alpha: float) -> GateResult:
-    student = quantile_sequence(evidence.student_seconds, 0.95, alpha / 2)
-    teacher = quantile_sequence(evidence.teacher_seconds, 0.95, alpha / 2)
+    # Either verdict leans on one end of each sequence, and an end errs with alpha / 2.
+    student = quantile_sequence(evidence.student_seconds, 0.95, alpha)
+    teacher = quantile_sequence(evidence.teacher_seconds, 0.95, alpha)
     low = student.low / teacher.high if teacher.high > 0 else 0.0
     high = student.high / teacher.low if teacher.low > 0 else math.inf
     state: GateState = "breached" if low > max_ratio else "kept" if high <= max_ratio else "open"
@@ -136,6 +140,7 @@ def next_step(
     seconds_on_step: float,
     now: str,
     segments: Sequence[str] = (),
+    give_up_seconds: float = GIVE_UP_SECONDS,
 ) -> Step:
     """The move of a canary that is on `state`. Evidence and error begin anew on each step.
 
@@ -143,6 +148,8 @@ def next_step(
         segments: the route's declared segments; the rate gates hold in each.
         seconds_on_step: since the canary came to its step.
         now: UTC time for the new state, ISO 8601.
+        give_up_seconds: so long on a step with a gate still open, and the rollout is held as inconclusive. It keeps its
+            share and is never a pass.
     """
     results = gates(rule, evidence, segments)
     if state.state != "canary":
@@ -160,6 +167,10 @@ def next_step(
     is_last = state.step >= len(rule.steps) - 1
     waiting = _why_wait(rule, results, evidence, seconds_on_step, state.step)
     if waiting is not None:
+        if seconds_on_step >= give_up_seconds and any(g.state == "open" for g in results):
+            why = f"inconclusive after {seconds_on_step:.0f} s: {waiting}"
+            held = state.model_copy(update={"state": "held", "since": now, "evidence": why})
+            return Step("inconclusive", held, why, results)
         return Step("hold", state, waiting, results)
     why = "; ".join(f"{g.name}: {g.detail}" for g in results)
     if is_last:

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.rollouts import STUDENTS, Setting, sequential_run
 from monitoring.evidence import gather
 from monitoring.rollout import Count, Evidence, first_step, next_step
 from router.policy import Canary, RouteRollout
@@ -44,7 +46,10 @@ def at(step: int, **more: Any) -> RouteRollout:
         pytest.param(GOOD, at(0), 100, "advance", 0.5, id="good evidence advances"),
         pytest.param(GOOD, at(2), 100, "promote", 1.0, id="good evidence on the last step promotes"),
         pytest.param(GOOD, at(0), 10, "hold", 0.1, id="too early holds"),
-        pytest.param(Evidence(), at(0), 1e6, "hold", 0.1, id="no evidence holds for ever"),
+        pytest.param(Evidence(), at(0), 1e6, "hold", 0.1, id="no evidence holds"),
+        pytest.param(Evidence(), at(0), 30 * 86400, "inconclusive", 0.1, id="no evidence by the cap is inconclusive"),
+        pytest.param(Evidence({"": Count(40, 400)}, errors={"": Count(0, 400)}), at(2), 30 * 86400, "inconclusive", 1.0, id="evidence for neither side by the cap is inconclusive"),
+        pytest.param(GOOD, at(2), 30 * 86400, "promote", 1.0, id="kept gates promote after the cap too"),
         pytest.param(Evidence({"": Count(1, 10)}, errors={"": Count(0, 400)}), at(0), 100, "hold", 0.1, id="little evidence holds"),
         pytest.param(Evidence({"": Count(150, 400)}, errors={"": Count(0, 400)}), at(1), 0, "rollback", 0.0, id="a breach rolls back at once"),
         pytest.param(Evidence({"": Count(2, 400), "vip": Count(40, 60)}, errors={"": Count(0, 400)}), at(0), 100, "rollback", 0.0, id="one broken segment rolls back"),
@@ -123,8 +128,8 @@ def test_an_unaudited_start_does_not_use_up_a_conversation() -> None:
 
 
 def test_a_perfect_student_with_much_traffic_is_promoted() -> None:
-    rule = {"gates": RULE.gates.model_copy(update={"errors": None})}
-    step = moved(Evidence({"": Count(0, 50_000)}, reviews=3), at(2), **rule)
+    gates = RULE.gates.model_copy(update={"errors": None})
+    step = moved(Evidence({"": Count(0, 50_000)}, reviews=3), at(2), gates=gates)
     assert step.action == "promote", step.reason
 
 
@@ -137,3 +142,60 @@ def test_a_declared_segment_without_rows_holds() -> None:
     step = next_step(RULE, GOOD, at(0), seconds_on_step=100, now="t1", segments=("vip",))
     assert step.action == "hold"
     assert "disagreement in vip: 0 of 0" in step.reason
+
+
+def test_inconclusive_is_held_for_people_and_missing_reviews_are_not_inconclusive() -> None:
+    step = moved(Evidence(), at(0), 30 * 86400)
+    assert (step.state.state, step.reason.partition(":")[0]) == (
+        "held",
+        "inconclusive after 2592000 s",
+    )
+    assert moved(GOOD, step.state, 1e9).action == "hold"
+    unread = Evidence({"": Count(2, 400)}, errors={"": Count(0, 400)}, reviews=0)
+    assert moved(unread, at(1), 1e9).action == "hold"
+
+
+def latency_state(student: Any, teacher: Any) -> str:
+    gates = Canary.model_validate({"gates": {"latency_p95": {"max_ratio": 1.2}}}).gates
+    rule = RULE.model_copy(update={"gates": gates})
+    found = next_step(
+        rule, Evidence(student_seconds=tuple(student), teacher_seconds=tuple(teacher)), at(0),
+        seconds_on_step=0, now="t1",
+    )  # fmt: skip
+    return found.gates[0].state
+
+
+def test_the_latency_gate_speaks_after_a_few_hundred_answers() -> None:
+    generator = np.random.default_rng(0)
+    seconds = generator.lognormal(0, 0.5, 300)
+    assert latency_state(0.5 * generator.lognormal(0, 0.5, 300), seconds) == "kept"
+    assert latency_state(2.5 * generator.lognormal(0, 0.5, 300), seconds) == "breached"
+    assert latency_state(1.2 * generator.lognormal(0, 0.5, 300), seconds) == "open"
+    assert latency_state([0.1] * 60, [1.0] * 60) == "open"
+
+
+def test_the_latency_gate_errs_rarely_at_its_limit_however_often_one_looks() -> None:
+    wrong = 0
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        student = 1.2 * generator.lognormal(0, 0.5, 1200)
+        teacher = generator.lognormal(0, 0.5, 1200)
+        looks = [latency_state(student[:n], teacher[:n]) for n in range(100, 1201, 100)]
+        wrong += "kept" in looks or "breached" in looks
+    assert wrong <= 6  # 5 % on either side
+
+
+@pytest.mark.parametrize("steps", [(1.0,), (0.01, 0.1, 0.5, 1.0)], ids=["one step", "four steps"])
+def test_rollouts_looked_at_every_minute_keep_their_promise(steps: tuple[float, ...]) -> None:
+    setting = Setting(steps=steps, most_requests=3_000)
+    promoted = {
+        name: sum(
+            sequential_run(setting, setting.limit * multiple, np.random.default_rng(seed)).outcome
+            == "promoted"
+            for seed in range(40)
+        )
+        for name, multiple in STUDENTS.items()
+    }
+    assert promoted["bad"] <= 2
+    assert promoted["limit"] <= 4
+    assert promoted["good"] >= 38
