@@ -55,7 +55,9 @@ class Callers:
     def of(cls, url: str) -> "Callers":
         """Callers with connections of their own."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        return cls(url, httpx.AsyncClient(trust_env=False, timeout=None, limits=limits, verify=False))
+        return cls(
+            url, httpx.AsyncClient(trust_env=False, timeout=None, limits=limits, verify=False)
+        )
 
     async def ask(
         self, model: str, number: int, *, stream: bool, pause_seconds: float = 0.0

@@ -91,27 +91,8 @@ async def router(
         DidNotStart: it did not.
     """
 
-    def limit() -> None:
-        if file_limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "policy.yaml").write_text(policy)
-    port, admin = free_port(), free_port()
-    said = home / "said.log"
-    # Its output goes through a pipe to `cat`: the file limit must hold for the log alone.
-    with said.open("wb") as out:
-        printer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=out)
-        assert printer.stdin is not None
-        process = subprocess.Popen(
-            [sys.executable, "-m", "graduate", "router", "serve", "--policy", str(home / "policy.yaml"),
-             "--home", str(home), "--port", str(port), "--admin-port", str(admin), "--workers", str(workers)],
-            cwd=ROOT, stdout=printer.stdin, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            preexec_fn=limit, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-    printer.stdin.close()
-    found = Running(home, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}", process, said)
+    found, printer = _start(home, policy, workers, file_limit)
+    process = found.process
     try:
         await _until_ready(found)
         yield found
@@ -123,6 +104,34 @@ async def router(
             process.kill()
             process.wait()
         await asyncio.to_thread(printer.wait)
+
+
+def _start(
+    home: Path, policy: str, workers: int, file_limit: int | None
+) -> tuple[Running, subprocess.Popen[bytes]]:
+    """The router, and the `cat` that writes what it prints: the file limit must hold for the log alone."""
+
+    def limit() -> None:
+        if file_limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "policy.yaml").write_text(policy)
+    port, admin = free_port(), free_port()
+    said = home / "said.log"
+    with said.open("wb") as out:
+        printer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=out)
+    assert printer.stdin is not None
+    process = subprocess.Popen(
+        [sys.executable, "-m", "graduate", "router", "serve", "--policy", str(home / "policy.yaml"),
+         "--home", str(home), "--port", str(port), "--admin-port", str(admin), "--workers", str(workers)],
+        cwd=ROOT, stdout=printer.stdin, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        preexec_fn=limit, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    printer.stdin.close()
+    url, pages = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
+    return Running(home, url, pages, process, said), printer
 
 
 async def _until_ready(found: Running) -> None:
