@@ -89,7 +89,7 @@ def rows_of(data: Path, name: str) -> list[Comment]:
 DEFAULT = Recipe(
     fit=FitConfig.model_validate(
         {
-            "epochs": 4,
+            "epochs": 2,
             "max_rows_seen": 5000,
             "batch_size": 8,
             "patience": 9,
