@@ -61,13 +61,16 @@ def all_cells() -> list[Cell]:
     return found
 
 
-def policy(cells: list[Cell], ports: Mapping[Fault, int]) -> str:
+def policy(
+    cells: list[Cell], ports: Mapping[Fault, int], open_for_seconds: float = OPEN_FOR_SECONDS
+) -> str:
     """A policy with a route for each cell.
 
     Args:
+        open_for_seconds: until an open breaker lets a probe through.
         ports: where each fault answers; `none` is the upstream that is well.
     """
-    backends: dict[str, Any] = {"well": _backend("openai", ports["none"])}
+    backends: dict[str, Any] = {"well": _backend("openai", ports["none"], open_for_seconds)}
     routes: dict[str, Any] = {}
     for cell in cells:
         is_teacher = cell.who == "teacher"
@@ -75,8 +78,8 @@ def policy(cells: list[Cell], ports: Mapping[Fault, int]) -> str:
         at = {"teacher": ports["none"], "student": ports["none"]}
         at["teacher" if is_teacher else "student"] = ports[cell.fault]
         teacher, student = f"teacher:{cell.name}", f"student:{cell.name}"
-        backends[teacher] = _backend("openai", at["teacher"])
-        backends[student] = _backend(kind, at["student"])
+        backends[teacher] = _backend("openai", at["teacher"], open_for_seconds)
+        backends[student] = _backend(kind, at["student"], open_for_seconds)
         routes[cell.name] = _route(cell, teacher, student)
     default = {"teacher": {"backend": "well"}}
     return yaml.safe_dump(
@@ -84,7 +87,7 @@ def policy(cells: list[Cell], ports: Mapping[Fault, int]) -> str:
     )
 
 
-def _backend(kind: str, port: int) -> dict[str, Any]:
+def _backend(kind: str, port: int, open_for_seconds: float) -> dict[str, Any]:
     return {
         "kind": kind,
         "base_url": f"http://127.0.0.1:{port}" + ("" if kind == "lorax" else "/v1"),
@@ -94,7 +97,7 @@ def _backend(kind: str, port: int) -> dict[str, Any]:
             "total": f"{TOTAL_SECONDS}s",
         },
         "retries": {"attempts": 2, "backoff": "20ms"},
-        "breaker": {"failures": BREAKER_FAILURES, "open_for": f"{OPEN_FOR_SECONDS}s"},
+        "breaker": {"failures": BREAKER_FAILURES, "open_for": f"{open_for_seconds}s"},
     }
 
 

@@ -20,7 +20,7 @@ AT_ONCE = 4
 CELLS_AT_ONCE = 8
 PROBES = 3
 """Requests of a cell after its backend was healed."""
-SETTLE_SECONDS = 4.0
+SETTLE_SECONDS = 0.3
 
 
 @dataclass(slots=True)
@@ -73,15 +73,20 @@ def num_requests(cell: Cell) -> int:
     return (4 if cell.mode == "canary" else 2) * (BREAKER_FAILURES + 1)
 
 
-async def run(cells: Sequence[Cell], home: Path, told: Callable[[], None]) -> list[CellResult]:
+async def run(
+    cells: Sequence[Cell],
+    home: Path,
+    told: Callable[[], None],
+    open_for_seconds: float = OPEN_FOR_SECONDS,
+) -> list[CellResult]:
     """The cells' results, in order. `told` is called after each cell."""
     servers = {fault: FaultServer(fault) for fault in FAULTS}
     try:
         for server in servers.values():
             await server.start()
         ports: dict[Fault, int] = {fault: server.port for fault, server in servers.items()}
-        async with router(home, policy(list(cells), ports)) as running:
-            return await _run(cells, servers, running, told)
+        async with router(home, policy(list(cells), ports, open_for_seconds)) as running:
+            return await _run(cells, servers, running, told, open_for_seconds)
     finally:
         for server in servers.values():
             await server.stop()
@@ -92,6 +97,7 @@ async def _run(
     servers: dict[Fault, FaultServer],
     running: Running,
     told: Callable[[], None],
+    open_for_seconds: float,
 ) -> list[CellResult]:
     slots = asyncio.Semaphore(CELLS_AT_ONCE)
     results = [CellResult(cell) for cell in cells]
@@ -108,7 +114,7 @@ async def _run(
         await one(found)
     for server in servers.values():
         await server.heal()
-    await asyncio.sleep(OPEN_FOR_SECONDS + 0.2)
+    await asyncio.sleep(open_for_seconds + 0.2)
     await asyncio.gather(*(_probe(found, running, slots) for found in results))
     await asyncio.sleep(0.5)
     breakers = await running.breakers()

@@ -30,7 +30,7 @@ FAST = [
 @pytest.fixture(scope="module")
 def fast(tmp_path_factory: pytest.TempPathFactory) -> list[CellResult]:
     home = tmp_path_factory.mktemp("faults")
-    return asyncio.run(matrix.run(FAST, home, lambda: None))
+    return asyncio.run(matrix.run(FAST, home, lambda: None, open_for_seconds=1.5))
 
 
 def test_the_rules_hold_for_faults_of_every_kind(fast: list[CellResult]) -> None:
@@ -40,7 +40,8 @@ def test_the_rules_hold_for_faults_of_every_kind(fast: list[CellResult]) -> None
 def test_a_backend_whose_replies_break_off_is_left_alone(fast: list[CellResult]) -> None:
     found = {r.cell.name: r for r in fast}
     for name in ("lorax.cut.student.whole", "lorax.cut.student.pass", "teacher.cut.teacher.stream"):
-        assert (found[name].breaker, found[name].breaker_healed) == ("open", "closed"), name
+        assert found[name].breaker in ("open", "half_open"), name
+        assert found[name].breaker_healed == "closed", name
     # Head at once and then nothing: `first_token` ends the wait, not `total`.
     shadows = [
         a for r in found["lorax.silent.dark_launch.whole"].records.values() for a in r.answers
