@@ -40,9 +40,10 @@ def best_threshold(scores: Numbers, labels: Bits, mix: float, near: float) -> fl
     accuracy = below + above[-1] - above
     ends = np.concatenate([[ranked[0] - 1.0], ranked, [ranked[-1] + 1.0]])
     low, high = ends[:-1], ends[1:]
-    allowed = accuracy >= accuracy.max() - 1e-12
+    possible = high > low  # no threshold lies between equal scores
+    allowed = possible & (accuracy >= accuracy[possible].max() - 1e-12)
     middle = np.clip(near, low + (high - low) * 0.05, high - (high - low) * 0.05)
-    gaps = np.where(allowed & (high > low), np.abs(middle - near), np.inf)
+    gaps = np.where(allowed, np.abs(middle - near), np.inf)
     return float(middle[int(gaps.argmin())])
 
 

@@ -147,18 +147,19 @@ def score(run: Run, rows: list[Encoded], tokenizer: Any) -> Scored:
     run.adapted.eval()
     with run.products():
         states = run.cache("scored rows", rows)
-        found = torch.zeros(len(rows))
-        mass = torch.zeros(len(rows))
-        first = engine.first_adapted_layer(run.adapted)
-        with lora.upper_part(run.adapted, first) as decoder:
-            order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-            for start in range(0, len(order), 32):
-                chosen = order[start : start + 32]
-                batch = engine.make_batch([rows[i] for i in chosen], [states[i] for i in chosen])
-                logits = engine.answer_logits(run.adapted, decoder, batch)
-                ends = torch.tensor([len(rows[i].completion_ids) for i in chosen]).cumsum(0)
-                firsts = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
-                log = torch.log_softmax(logits[firsts], dim=-1)[:, words]
-                found[chosen] = log[:, 1] - log[:, 0]
-                mass[chosen] = log.exp().sum(-1)
+    # The rest in fp32, as it is served: a head in bf16 rounds log-odds to quarters.
+    found = torch.zeros(len(rows))
+    mass = torch.zeros(len(rows))
+    first = engine.first_adapted_layer(run.adapted)
+    with lora.upper_part(run.adapted, first) as decoder:
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for start in range(0, len(order), 32):
+            chosen = order[start : start + 32]
+            batch = engine.make_batch([rows[i] for i in chosen], [states[i] for i in chosen])
+            logits = engine.answer_logits(run.adapted, decoder, batch)
+            ends = torch.tensor([len(rows[i].completion_ids) for i in chosen]).cumsum(0)
+            firsts = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
+            log = torch.log_softmax(logits[firsts], dim=-1)[:, words]
+            found[chosen] = log[:, 1] - log[:, 0]
+            mass[chosen] = log.exp().sum(-1)
     return Scored(found.tolist(), {"mean": float(mass.mean()), "least": float(mass.min())})

@@ -122,6 +122,11 @@ def test_the_best_threshold_is_that_of_a_search_over_all(mix: float) -> None:
     assert accuracy(found) == pytest.approx(best)
 
 
+def test_no_threshold_is_put_between_equal_scores() -> None:
+    scores, labels = [-2.0, 0.0, 0.0, 0.0, 1.0], [False, True, False, True, True]
+    assert -2 < study_figures.best_threshold(scores, labels, 0.5, -0.5) < 0
+
+
 def test_the_auc_counts_ordered_pairs() -> None:
     assert study_figures.auc([1, 2, 3, 3], [False, True, False, True]) == pytest.approx(2.5 / 4)
 
