@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,23 @@ def test_rows_of_a_random_mixed_batch_give_what_their_adapter_gives_alone(
     found = asyncio.run(run())
     wanted = [place.alone(a, place.ids(text), n) for a, text, n in asked]
     assert found == wanted
+
+
+def test_a_whole_reply_comes_at_once_and_is_the_streamed_one(place: Place) -> None:
+    async def run() -> None:
+        worker = place.worker()
+        await worker.start()
+        streamed = job(place, "where is my order", "a1/1", 9, ignore_eos=True)
+        found = [await whole(worker, j) for j in (streamed, replace(streamed, at_once=True))]
+        assert [t.id for t in found[0][0]] == [t.id for t in found[1][0]]
+        assert len(found[0][0]) == 9
+        assert found[0][1].text == found[1][1].text
+        stream = worker.submit(replace(streamed, at_once=True))
+        await anext(stream)
+        assert worker.num_running == 0  # its first item comes when it has ended
+        await worker.stop()
+
+    asyncio.run(run())
 
 
 def test_adapters_really_differ(place: Place) -> None:
