@@ -62,19 +62,19 @@ def test_with_equal_weights_the_p_value_is_the_exact_binomial() -> None:
 def test_p_values_are_valid_at_the_limit_whatever_the_weights(
     heavy_share: float, heavy: float
 ) -> None:
-    """Of 1,000 samples whose weighted disagreement is exactly the limit, about delta at most are rejected."""
+    """Of 500 samples whose weighted disagreement is exactly the limit, about delta at most are rejected."""
     generator = np.random.default_rng(1)
     rejected = 0
     limit = (heavy_share * heavy * 0.08 + (1 - heavy_share) * 0.05) / (
         heavy_share * heavy + 1 - heavy_share
     )
-    for _ in range(1000):
+    for _ in range(500):
         is_heavy = generator.random(300) < heavy_share
         wrong = generator.random(300) < np.where(is_heavy, 0.08, 0.05)
         weight = np.where(is_heavy, heavy, 1.0)
         found = made([1.0] * 300, wrong.tolist(), weight=weight, luck=generator.random(300))
         rejected += p_value(found, limit) <= 0.1
-    assert rejected <= 130
+    assert rejected <= 70
 
 
 @pytest.mark.parametrize("heavy", [3, 100])
@@ -147,7 +147,7 @@ def test_what_the_router_would_not_serve_is_never_kept() -> None:
 @pytest.mark.parametrize("use", ["confidence", pytest.param("both", marks=pytest.mark.slow)])
 def test_the_promise_holds_on_held_out_pairs(use: Any) -> None:
     """A small fixed-seed version of `python -m benchmarks.calibrate`."""
-    rows, splits = (1500, 20) if use == "confidence" else (1200, 3)
+    rows, splits = (1500, 12) if use == "confidence" else (1200, 3)
     found = run(
         make(4000, 7), splits=splits, calibrate_rows=rows, limit=0.05, confidence=0.95, use=use
     )
@@ -224,7 +224,7 @@ def test_the_command_suggests_writes_and_never_touches_the_policy(tmp_path: Path
     place.root.mkdir()
     place.policy.write_text(policy())
     generator, now = random.Random(4), time.time()
-    _log(place, [_logged(n, generator, at=now - 3000 + n) for n in range(1500)])
+    _log(place, [_logged(n, generator, at=now - 3000 + n) for n in range(1000)])
     before = place.policy.read_text()
     command = ["calibrate", "mail", "--max-disagreement", "8%", "--home", str(place.root)]
     done = CliRunner().invoke(app, [*command, "--json"])
@@ -240,7 +240,7 @@ def test_the_command_suggests_writes_and_never_touches_the_policy(tmp_path: Path
     assert place.policy.read_text() == before
     whole = calibrate_report.patched(policy_file.load(place.policy).policy, patch.read_text())
     assert whole.routes["mail"].mode == "hybrid"
-    shown = CliRunner().invoke(app, command)
+    shown = CliRunner().invoke(app, [*command, "--use", "confidence"])
     assert "suggested" in shown.stdout
     assert "the student may answer" in shown.stdout
 

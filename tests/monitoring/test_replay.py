@@ -149,7 +149,7 @@ def test_a_decision_that_was_tampered_with_is_told() -> None:
 def test_a_hybrid_is_foretold_from_a_dark_launch() -> None:
     """Shares, agreement, cost and latency of a cascade, against the truth of the made traffic."""
     rules = loaded(POLICIES["dark launch"])
-    records = traffic(rules, 4000, random.Random(2))
+    records = traffic(rules, 3000, random.Random(2))
     tried = loaded(policy("hybrid", hybrid={"cascade": {"min_confidence": 0.6}}))
     found = replayed(tried, records).routes["mail"]
     can = 10 / 11  # every eleventh asks for two answers, which a student never gives
@@ -163,7 +163,7 @@ def test_a_hybrid_is_foretold_from_a_dark_launch() -> None:
         2 * (1 - can) + can * (0.4 * 0.5 + 0.6 * 2.5), rel=0.03
     )
     assert found.seconds_p95 == 2.5
-    assert found.agreement.rows == pytest.approx(1200 * can, rel=0.1)
+    assert found.agreement.rows == pytest.approx(900 * can, rel=0.1)
     assert found.agreement.ess == pytest.approx(found.agreement.rows)  # all have the same weight
     assert found.copies_usd_per_1000 == pytest.approx(
         10 * can * 0.4 * 0.1, rel=0.1
@@ -292,13 +292,13 @@ def test_the_weighted_figures() -> None:
 def test_the_interval_covers_as_it_says() -> None:
     generator = np.random.default_rng(8)
     hits = 0
-    for _ in range(1000):
+    for _ in range(500):
         seldom = generator.random(400) < 0.5
         weight, risk = np.where(seldom, 4.0, 1.0), np.where(seldom, 0.02, 0.1)
         found = weighted_share(generator.random(400) < risk, weight)
         assert found is not None
         hits += found.low < (4 * 0.02 + 0.1) / 5 < found.high
-    assert hits >= 930
+    assert hits >= 465
 
 
 def test_the_command_lays_both_policies_side_by_side(tmp_path: Path) -> None:
