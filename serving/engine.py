@@ -76,7 +76,7 @@ class Engine:
         tokenizer: Any,
         *,
         embedding: torch.Tensor | None = None,
-        prefix_bytes: int = 64 << 20,
+        prefix_bytes: int = 192 << 20,
     ) -> None:
         self.decoder = Decoder(model, embedding)
         self.tokenizer = tokenizer
