@@ -109,7 +109,7 @@ def serve(
     Example: graduate serving serve --model smollm2 --adapters .graduate/adapters --port 8081
     """
     # Read when torch is imported. OpenMP's threads wait for each other by spinning for milliseconds: on a machine that does
-    # other work too, a thread that waits keeps the other one from the processor, and a step takes ten times as long.
+    # other work too, a thread that waits then keeps the one it waits for from the processor.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     from serving.launch import launch
     from serving.listen import address_of, bind
