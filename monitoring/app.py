@@ -78,7 +78,7 @@ class TickLoop:
             sys.executable, "-m", "graduate", "monitor", "tick", "--json",
             "--policy", str(settings.policy), "--home", str(settings.home.root),
             "--database", settings.database, "--since", f"{settings.since_seconds:.0f}s",
-            "--drift-rows", str(settings.drift_rows),
+            "--drift-rows", str(settings.drift_rows), *(f"--log={log}" for log in settings.logs),
         ]  # fmt: skip
         process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE

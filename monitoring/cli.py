@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from monitoring import (
     calibrate_command,
@@ -15,6 +14,18 @@ from monitoring import (
     replay_command,
     savings_command,
     triggers_command,
+)
+from monitoring.commands import (
+    DatabaseOption,
+    HomeOption,
+    JsonOption,
+    PolicyOption,
+    RouteOption,
+    SinceOption,
+    err,
+    operator_errors,
+    out,
+    seconds_of,
 )
 
 if TYPE_CHECKING:
@@ -29,21 +40,16 @@ calibrate_command.register(app)
 replay_command.register(app)
 savings_command.register(app)
 triggers_command.register(app)
-out, err = Console(), Console(stderr=True)
 
-HomeOption = Annotated[Path, typer.Option("--home", help="State folder.")]
-PolicyOption = Annotated[
-    Path | None, typer.Option("--policy", help="Policy file; default HOME/policy.yaml.")
-]
-DatabaseOption = Annotated[
-    str | None, typer.Option("--database", help="SQLAlchemy URL; default HOME/graduate.db.")
-]
-RouteOption = Annotated[str | None, typer.Option("--route", help="One route only.")]
-SinceOption = Annotated[str, typer.Option("--since", help='How far back: "7d", "12h".')]
 RowsOption = Annotated[
     int, typer.Option("--drift-rows", help="Newest rows that drift looks at.", min=1)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LogOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log", help="Traffic log, repeatable: folder or s3:// URL; default HOME/traffic."
+    ),
+]
 ConfigMapOption = Annotated[
     str | None,
     typer.Option(
@@ -56,29 +62,13 @@ ByOption = Annotated[
 ]
 
 
-@contextlib.contextmanager
-def _operator_errors() -> Iterator[None]:
-    from monitoring.errors import MonitoringError
-    from router.errors import RouterError
-
-    try:
-        yield
-    except (MonitoringError, RouterError, OSError, ValueError) as why:
-        err.print(f"error: {why}", style="bold red", highlight=False, soft_wrap=True, markup=False)
-        raise typer.Exit(2) from why
-
-
-def _seconds(option: str, text: str) -> float:
-    from router.quantities import seconds
-
-    try:
-        return seconds(text)
-    except ValueError as why:
-        raise ValueError(f"{option} = {text!r}: {why}") from why
-
-
 def _open(
-    home: Path, policy: Path | None, database: str | None, since: str = "7d", drift_rows: int = 200
+    home: Path,
+    policy: Path | None,
+    database: str | None,
+    since: str = "7d",
+    drift_rows: int = 200,
+    logs: list[str] | None = None,
 ) -> "tuple[MonitorSettings, Store]":
     from monitoring.settings import MonitorSettings
     from monitoring.store import open_store
@@ -90,9 +80,13 @@ def _open(
         policy or place.policy,
         place,
         database or place.database_url,
-        _seconds("--since", since),
+        seconds_of("--since", since),
         drift_rows,
+        logs=tuple(logs or ()),
     )
+    for log in settings.logs:
+        if "://" not in log and not Path(log).is_dir():
+            raise ValueError(f"--log = {log!r}: allowed: a folder that is there, or a URL")
     return settings, open_store(settings.database)
 
 
@@ -108,7 +102,7 @@ def _rollouts_in_cluster(home: Path, configmap: str | None) -> Iterator[None]:
     from router.home import Home
 
     file = Home(home).rollouts
-    with _operator_errors():
+    with operator_errors():
         host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
         if not host or not port:
             raise ClusterError(
@@ -128,6 +122,7 @@ def tick(
     route: RouteOption = None,
     since: SinceOption = "7d",
     drift_rows: RowsOption = 200,
+    log: LogOption = None,
     rollouts_configmap: ConfigMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -136,12 +131,9 @@ def tick(
     Example: graduate monitor tick --home .graduate
     """
     with _rollouts_in_cluster(home, rollouts_configmap):
-        bodies = _ticked(home, policy, database, route, since, drift_rows)
+        bodies = _ticked((home, policy, database, since, drift_rows, log), route, move=True)
     for body in bodies:
-        if not as_json:
-            _say(body)
-        else:
-            typer.echo(json.dumps(body))
+        typer.echo(json.dumps(body)) if as_json else _say(body)
 
 
 @app.command()
@@ -152,13 +144,16 @@ def report(
     route: RouteOption = None,
     since: SinceOption = "7d",
     drift_rows: RowsOption = 200,
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure now, and print every route's disagreement, drift and flags; evidently's HTML goes to HOME/reports.
 
+    Canaries stay where they are; what a tick would do with them is printed.
+
     Example: graduate monitor report --route tickets --since 7d
     """
-    bodies = _ticked(home, policy, database, route, since, drift_rows)
+    bodies = _ticked((home, policy, database, since, drift_rows, log), route, move=False)
     if as_json:
         typer.echo(json.dumps(bodies))
         return
@@ -175,15 +170,18 @@ def _say(body: dict[str, Any]) -> None:
 
 
 def _ticked(
-    home: Path, policy: Path | None, database: str | None, route: str | None, since: str, rows: int
+    where: tuple[Path, Path | None, str | None, str, int, list[str] | None],
+    route: str | None,
+    *,
+    move: bool,
 ) -> list[dict[str, Any]]:
     import datetime
 
     from monitoring.errors import UnknownRoute
     from router import policy_file
 
-    with _operator_errors():
-        settings, store = _open(home, policy, database, since, rows)
+    with operator_errors():
+        settings, store = _open(*where)
         known = policy_file.load(settings.policy).policy.routes
         if route is not None and route not in known:
             raise UnknownRoute(
@@ -192,7 +190,8 @@ def _ticked(
         with err.status("reading the traffic log …"):
             from monitoring.tick import plain, run_tick
 
-            found = run_tick(settings, store, now=datetime.datetime.now(datetime.UTC), route=route)
+            now = datetime.datetime.now(datetime.UTC)
+            found = run_tick(settings, store, now=now, route=route, move=move)
         store.close()
     return [plain(r) for r in found]
 
@@ -207,6 +206,7 @@ def serve(
     every: Annotated[str, typer.Option(help='Pause between ticks: "60s".')] = "60s",
     since: SinceOption = "7d",
     drift_rows: RowsOption = 200,
+    log: LogOption = None,
 ) -> None:
     """Serve console, API and metrics, and tick again and again.
 
@@ -221,9 +221,9 @@ def serve(
     from monitoring.app import create_app
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    with _operator_errors():
-        settings, store = _open(home, policy, database, since, drift_rows)
-        settings = dataclasses.replace(settings, every_seconds=_seconds("--every", every))
+    with operator_errors():
+        settings, store = _open(home, policy, database, since, drift_rows, log)
+        settings = dataclasses.replace(settings, every_seconds=seconds_of("--every", every))
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -251,7 +251,7 @@ def rollout(
 
     from rich.table import Table
 
-    with _operator_errors():
+    with operator_errors():
         _, store = _open(home, policy, database)
         names = ("route", "at", "action", "share", "adapter", "evidence")
         events = [{n: getattr(e, n) for n in names} for e in store.rollout_events(route)]
@@ -287,7 +287,7 @@ def review(
     from monitoring.app import answer_spec, flag_body
     from monitoring.review import ReviewQueue
 
-    with _operator_errors():
+    with operator_errors():
         settings, store = _open(home, policy, database)
         queue = ReviewQueue(store)
         flags = queue.list(route, "open", limit)
@@ -325,7 +325,7 @@ def review_list(
     from monitoring.app import flag_body
     from monitoring.review import ReviewQueue
 
-    with _operator_errors():
+    with operator_errors():
         _, store = _open(home, policy, database)
         found = ReviewQueue(store).list(route, None if status == "all" else status, limit)
         bodies = [flag_body(f) for f in found]
@@ -359,7 +359,7 @@ def review_decide(
     from monitoring.app import answer_spec
     from monitoring.review import ReviewQueue
 
-    with _operator_errors():
+    with operator_errors():
         settings, store = _open(home, policy, database)
         queue = ReviewQueue(store)
         spec = answer_spec(settings.policy, queue.get(flag_id).route)
@@ -388,7 +388,7 @@ def review_undo(
     """
     from monitoring.review import ReviewQueue
 
-    with _operator_errors():
+    with operator_errors():
         _, store = _open(home, policy, database)
         ReviewQueue(store).undo(flag_id)
     typer.echo(f"{flag_id}: open again")

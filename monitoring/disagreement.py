@@ -5,13 +5,14 @@ as a disagreement. Beside the rate stands what the teacher does to itself when i
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scipy import stats
 
 from monitoring.intervals import holm, wilson
-from monitoring.windows import Pair, class_of, input_of
+from monitoring.windows import class_of, input_of, pair_of
 from router.answer_spec import AnswerSpec
 from router.compare import compare
 from router.difficulty import language_of
@@ -19,6 +20,8 @@ from router.records import Record
 
 MIN_SLICE_ROWS = 8
 """Smaller slices are not reported: their intervals say nothing."""
+MAX_CLASSES, OTHER_CLASSES = 1_000, "other classes"
+"""Classes that are told apart; what comes after them is one class, or free text would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,61 +71,115 @@ class Disagreement:
     slices: tuple[Slice, ...]
 
 
-def measure(
-    pairs: Sequence[Pair], spec: AnswerSpec, records: Sequence[Record]
-) -> list[Disagreement]:
-    """One entry for each adapter version, the one with most pairs first.
+class _Kind(NamedTuple):
+    """All that a pair is counted by. Classes, language and segment are None where there is none."""
 
-    Args:
-        records: the same window, for the teacher's answers to itself.
-    """
-    by_adapter: dict[str | None, list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        by_adapter[pair.adapter].append(pair)
-    floor = noise_floor(records, spec)
-    found = [_one(adapter, group, spec, floor) for adapter, group in by_adapter.items()]
-    return sorted(found, key=lambda d: -d.pairs)
+    adapter: str | None
+    agree: bool | None
+    form_ok: bool
+    fields: tuple[tuple[str, bool], ...]
+    teacher_class: str | None
+    student_class: str | None
+    length: str
+    language: str | None
+    segment: str | None
 
 
-def _one(
-    adapter: str | None, pairs: Sequence[Pair], spec: AnswerSpec, floor: Share | None
-) -> Disagreement:
-    comparable = [p for p in pairs if p.agree is not None]
-    fields: dict[str, list[bool]] = defaultdict(list)
-    for pair in comparable:
-        comparison = pair.record.comparison
-        for name, same in (comparison.fields if comparison else {}).items():
-            fields[name].append(not same)
+class Tally:
+    """Pairs as they pass, counted by kind: memory grows with the kinds of pairs and not with the traffic."""
+
+    def __init__(self, spec: AnswerSpec) -> None:
+        self._spec = spec
+        self._pairs: Counter[_Kind] = Counter()
+        self._classes: set[str] = set()
+        self._noise = [0, 0]
+
+    def add(self, record: Record) -> None:
+        """Take a record: a pair, or the teacher's answers to itself, or neither."""
+        self._add_noise(record)
+        pair = pair_of(record)
+        comparison = record.comparison
+        if pair is None or comparison is None:
+            return
+        student, teacher = pair
+        is_comparable = comparison.agree is not None
+        text = input_of(record) if is_comparable else ""
+        kind = _Kind(
+            adapter=student.adapter,
+            agree=comparison.agree,
+            form_ok=comparison.student_form_ok,
+            fields=tuple(comparison.fields.items()) if is_comparable else (),
+            teacher_class=self._class(teacher.text) if is_comparable else None,
+            student_class=self._class(student.text) if is_comparable else None,
+            length=_length(text),
+            language=language_of(text),
+            segment=record.segment,
+        )
+        self._pairs[kind] += 1
+
+    def measure(self) -> list[Disagreement]:
+        """One entry for each adapter version, the one with most pairs first."""
+        by_adapter: dict[str | None, Counter[_Kind]] = defaultdict(Counter)
+        for kind, count in self._pairs.items():
+            by_adapter[kind.adapter][kind] = count
+        floor = Share.of(*self._noise) if self._noise[1] else None
+        found = [_one(adapter, group, floor) for adapter, group in by_adapter.items()]
+        return sorted(found, key=lambda d: -d.pairs)
+
+    def _add_noise(self, record: Record) -> None:
+        again = next((a for a in record.answers if a.purpose == "noise" and a.ok), None)
+        first = record.answer_of("teacher") if again is not None else None
+        if again is not None and first is not None:
+            agree = compare(self._spec, again, first).agree
+            if agree is not None:
+                self._noise[0] += not agree
+                self._noise[1] += 1
+
+    def _class(self, text: str | None) -> str | None:
+        found = class_of(self._spec, text)
+        if found is None or found in self._classes:
+            return found
+        if len(self._classes) >= MAX_CLASSES:
+            return OTHER_CLASSES
+        self._classes.add(found)
+        return found
+
+
+def measure(records: Iterable[Record], spec: AnswerSpec) -> list[Disagreement]:
+    """Disagreement of each adapter version in `records`; see `Tally`."""
+    tally = Tally(spec)
+    for record in records:
+        tally.add(record)
+    return tally.measure()
+
+
+def _one(adapter: str | None, kinds: Counter[_Kind], floor: Share | None) -> Disagreement:
+    comparable = Counter({kind: n for kind, n in kinds.items() if kind.agree is not None})
+    wrong: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
     confusion: dict[str, Counter[str]] = defaultdict(Counter)
-    for pair in comparable:
-        teacher = class_of(spec, pair.teacher_text)
-        student = class_of(spec, pair.student_text)
-        if teacher is not None and student is not None:
-            confusion[teacher][student] += 1
+    for kind, n in comparable.items():
+        for name, same in kind.fields:
+            asked[name] += n
+            wrong[name] += 0 if same else n
+        if kind.teacher_class is not None and kind.student_class is not None:
+            confusion[kind.teacher_class][kind.student_class] += n
+    bad_form = sum(n for kind, n in kinds.items() if not kind.form_ok)
     return Disagreement(
         adapter=adapter,
-        pairs=len(pairs),
-        rate=Share.of(sum(p.agree is False for p in comparable), len(comparable)),
-        form_failures=Share.of(sum(not p.student_form_ok for p in pairs), len(pairs)),
-        fields={name: Share.of(sum(wrong), len(wrong)) for name, wrong in fields.items()},
+        pairs=kinds.total(),
+        rate=Share.of(_bad(comparable), comparable.total()),
+        form_failures=Share.of(bad_form, kinds.total()),
+        fields={name: Share.of(wrong[name], rows) for name, rows in asked.items()},
         noise_floor=floor,
         kappa=kappa(confusion),
         confusion={teacher: dict(row) for teacher, row in confusion.items()},
-        slices=slices(comparable, spec),
+        slices=_slices(comparable),
     )
 
 
-def noise_floor(records: Sequence[Record], spec: AnswerSpec) -> Share | None:
-    """How often the teacher disagrees with itself, where it was asked twice."""
-    results = []
-    for record in records:
-        again = next((a for a in record.answers if a.purpose == "noise" and a.ok), None)
-        first = record.answer_of("teacher")
-        if again is not None and first is not None:
-            agree = compare(spec, again, first).agree
-            if agree is not None:
-                results.append(not agree)
-    return Share.of(sum(results), len(results)) if results else None
+def _bad(kinds: Counter[_Kind]) -> int:
+    return sum(n for kind, n in kinds.items() if kind.agree is False)
 
 
 def kappa(confusion: dict[str, Counter[str]]) -> float | None:
@@ -136,35 +193,34 @@ def kappa(confusion: dict[str, Counter[str]]) -> float | None:
     return 1.0 if chance == 1 else (observed - chance) / (1 - chance)
 
 
-def _length(pair: Pair) -> str:
-    words = len(input_of(pair.record).split())
+def _length(text: str) -> str:
+    words = len(text.split())
     return "1-14 words" if words < 15 else "15-50 words" if words <= 50 else "over 50 words"
 
 
-def _slice_keys(spec: AnswerSpec) -> dict[str, Callable[[Pair], str | None]]:
-    return {
-        "length": _length,
-        "language": lambda pair: language_of(input_of(pair.record)),
-        "teacher's class": lambda pair: class_of(spec, pair.teacher_text),
-        "segment": lambda pair: pair.record.segment,
-    }
+_SLICE_KEYS: dict[str, Callable[[_Kind], str | None]] = {
+    "length": lambda kind: kind.length,
+    "language": lambda kind: kind.language,
+    "teacher's class": lambda kind: kind.teacher_class,
+    "segment": lambda kind: kind.segment,
+}
 
 
-def slices(pairs: Sequence[Pair], spec: AnswerSpec) -> tuple[Slice, ...]:
+def _slices(kinds: Counter[_Kind]) -> tuple[Slice, ...]:
     """Parts of the traffic, the worst first. Each is tested against the rest by Fisher's exact test, one-sided."""
+    wrong, rows = _bad(kinds), kinds.total()
     found: list[tuple[str, str, int, int]] = []
-    for name, key in _slice_keys(spec).items():
-        groups: dict[str, list[Pair]] = defaultdict(list)
-        for pair in pairs:
-            value = key(pair)
+    for name, key in _SLICE_KEYS.items():
+        groups: dict[str, Counter[_Kind]] = defaultdict(Counter)
+        for kind, n in kinds.items():
+            value = key(kind)
             if value is not None:
-                groups[value].append(pair)
+                groups[value][kind] = n
         found += [
-            (name, value, sum(p.agree is False for p in group), len(group))
+            (name, value, _bad(group), group.total())
             for value, group in groups.items()
-            if MIN_SLICE_ROWS <= len(group) < len(pairs)
+            if MIN_SLICE_ROWS <= group.total() < rows
         ]
-    wrong, rows = sum(p.agree is False for p in pairs), len(pairs)
     p_values = []
     for _, _, bad, size in found:
         table = [[bad, size - bad], [wrong - bad, rows - size - (wrong - bad)]]

@@ -12,7 +12,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from monitoring.windows import input_of
@@ -38,35 +38,60 @@ class Flag:
     student_text: str | None
 
 
+KEPT_AN_HOUR = 10
+"""Times `per_hour` candidates, at least 200, are kept of each hour, the most informative: enough to be diverse."""
+
+
+class Candidates:
+    """Flags that records give as they pass: at most one a record, a bounded number an hour.
+
+    Args:
+        flagged: records that have a flag from earlier passes, with their time: they count into their hour.
+    """
+
+    def __init__(self, rule: Flags, flagged: Mapping[str, float] | None = None) -> None:
+        self._rule = rule
+        self._known = flagged or {}
+        self._kept = max(200, KEPT_AN_HOUR * rule.per_hour)
+        self._hours: dict[int, dict[str, Flag]] = {}
+
+    def add(self, record: Record, outliers: Collection[str] = ()) -> None:
+        """Take a record, its most informative flag at least. A record may come again with outliers known."""
+        if record.id in self._known:
+            return
+        found = [f for f in _candidates(record, self._rule, outliers) if f is not None]
+        if not found:
+            return
+        best = max(found, key=lambda f: f.score)
+        hour = self._hours.setdefault(int(record.at // 3600), {})
+        before = hour.get(record.id)
+        if before is None or best.score > before.score:
+            hour[record.id] = best
+        if len(hour) > 2 * self._kept:
+            most = sorted(hour.values(), key=lambda f: (-f.score, f.id))[: self._kept]
+            self._hours[int(record.at // 3600)] = {f.record_id: f for f in most}
+
+    def flags(self) -> list[Flag]:
+        """At most `per_hour` for each hour of traffic, spread over inputs."""
+        taken = Counter(int(at // 3600) for at in self._known.values())
+        return [
+            flag
+            for hour, found in sorted(self._hours.items())
+            for flag in _diverse(list(found.values()), max(0, self._rule.per_hour - taken[hour]))
+        ]
+
+
 def find(
-    records: Sequence[Record],
+    records: Iterable[Record],
     rule: Flags,
     outliers: Collection[str] = (),
     flagged: Mapping[str, float] | None = None,
 ) -> list[Flag]:
-    """At most one flag a record (its most informative), at most `per_hour` for each hour of traffic, spread over inputs.
-
-    Args:
-        outliers: ids that drift found to be least like the reference.
-        flagged: records that have a flag from earlier passes, with their time: they count into their hour.
-    """
-    known = flagged or {}
-    taken = Counter(int(at // 3600) for at in known.values())
-    best: dict[str, Flag] = {}
+    """The flags of `records`; see `Candidates`. `outliers`: ids that drift found to be least like the reference."""
+    found = Candidates(rule, flagged)
     for record in records:
-        if record.id in known:
-            continue
-        candidates = [f for f in _candidates(record, rule, outliers) if f is not None]
-        if candidates:
-            best[record.id] = max(candidates, key=lambda f: f.score)
-    by_hour: dict[int, list[Flag]] = {}
-    for flag in best.values():
-        by_hour.setdefault(int(flag.record_at // 3600), []).append(flag)
-    return [
-        flag
-        for hour in sorted(by_hour)
-        for flag in _diverse(by_hour[hour], max(0, rule.per_hour - taken[hour]))
-    ]
+        found.add(record, outliers)
+    return found.flags()
 
 
 def _candidates(record: Record, rule: Flags, outliers: Collection[str]) -> list[Flag | None]:

@@ -22,3 +22,5 @@ class MonitorSettings:
     """How often `monitor serve` ticks."""
     alarm_rate: float = 0.05
     """Chance that a drift window without drift alarms."""
+    logs: tuple[str, ...] = ()
+    """Traffic logs: folders of segments, shipped logs' folders or URLs, read as one; none is the home's own."""

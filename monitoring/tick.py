@@ -8,7 +8,7 @@ import datetime
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,21 @@ import pyarrow.parquet as pq
 import yaml
 
 from monitoring import disagreement, drift, flags, rollout
-from monitoring.evidence import gather
+from monitoring.evidence import Gathering
 from monitoring.review import ReviewQueue
+from monitoring.route_window import RouteWindow
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store
-from monitoring.windows import Row, class_of, pairs, rows
+from monitoring.windows import Inputs, Row, class_of, rows
 from router import policy_file
 from router.answer_spec import AnswerSpec
 from router.policy import Rollouts, Route, RouteRollout
 from router.prompt import last_user_text
-from router.records import Record
 from router.traffic import scan
 from serving.registry import AdapterRef, Registry, RegistryError
+
+SAMPLED_RECORDS = 4_000
+"""Of all records of a route without training data; some half of them become drift's reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,19 @@ class RouteReport:
     costs_usd: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """How a route stands before its records are read."""
+
+    name: str
+    route: Route
+    state: RouteRollout | None
+    adapter: AdapterRef | None
+    reference: list[Row] | None
+    """The adapter's training data; None without it."""
+    window: RouteWindow
+
+
 def run_tick(
     settings: MonitorSettings,
     store: Store,
@@ -59,109 +75,124 @@ def run_tick(
     now: datetime.datetime,
     route: str | None = None,
     html: bool = True,
+    move: bool = True,
     tell: Callable[[str], None] = lambda message: None,
 ) -> list[RouteReport]:
     """Look at every route that has a student (or at one) and write down what was found.
 
+    Records are read once and pass by: memory grows with flags, pairs' kinds and latencies, not with the log.
+
+    Args:
+        move: False says what the canaries would do and leaves them where they are.
+
     Raises:
         PolicyError: the policy does not hold.
+        RouterError: a log cannot be read.
     """
     loaded = policy_file.load(settings.policy, settings.home.rollouts)
-    names = [
-        name
+    moved: dict[str, RouteRollout] = dict(loaded.rollouts.routes)
+    standing = {
+        name: _standing(settings, store, name, spec, moved.get(name), now)
         for name, spec in loaded.policy.routes.items()
         if spec.student is not None and route in (None, name)
-    ]
+    }
     since = now.timestamp() - settings.since_seconds
-    by_route: dict[str, list[Record]] = {name: [] for name in names}
-    if settings.home.traffic.exists():
-        for record in scan(settings.home.traffic, routes=names, since=since):
-            by_route[record.route].append(record)
+    for record in scan(
+        settings.logs or [settings.home.traffic], routes=list(standing), since=since
+    ):
+        standing[record.route].window.add(record)
     reports = []
-    moved: dict[str, RouteRollout] = dict(loaded.rollouts.routes)
-    for name in names:
+    for name, found in standing.items():
         tell(name)
-        report, state = _route(
-            settings,
-            store,
-            name,
-            loaded.policy.routes[name],
-            by_route[name],
-            moved.get(name),
-            now,
-            html,
-        )
+        report, state = _route(settings, store, found, now, html=html, move=move)
         if state is not None:
             moved[name] = state
         store.put_report(name, report.window_end, now.timestamp(), plain(report))
         reports.append(report)
-    if moved != dict(loaded.rollouts.routes):
+    if move and moved != dict(loaded.rollouts.routes):
         write_rollouts(settings.home.rollouts, Rollouts(version=1, routes=moved))
     return reports
+
+
+def _standing(
+    settings: MonitorSettings,
+    store: Store,
+    name: str,
+    route: Route,
+    state: RouteRollout | None,
+    now: datetime.datetime,
+) -> _Standing:
+    adapter = _adapter(settings, route)
+    reference = None if adapter is None else _reference(settings, route, adapter)
+    known = {row.id for row in reference or ()}
+    sampled = SAMPLED_RECORDS if reference is None else 0
+    window = RouteWindow(
+        inputs=Inputs(settings.drift_rows, sampled, known),
+        pairs=disagreement.Tally(route.answer),
+        flags=flags.Candidates(route.flags, store.flagged(name)),
+        canary=Gathering(adapter.id if adapter else None),
+        canary_since=_since(state, now).timestamp(),
+    )
+    return _Standing(name, route, state, adapter, reference, window)
+
+
+def _since(state: RouteRollout | None, now: datetime.datetime) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(state.since) if state and state.since else now
 
 
 def _route(
     settings: MonitorSettings,
     store: Store,
-    name: str,
-    route: Route,
-    records: list[Record],
-    state: RouteRollout | None,
+    standing: _Standing,
     now: datetime.datetime,
+    *,
     html: bool,
+    move: bool,
 ) -> tuple[RouteReport, RouteRollout | None]:
-    newest = max((r.at for r in records), default=now.timestamp())
-    reference, origin, known = _reference(settings, route, records)
-    current = [row for row in rows(records, route.answer) if row.id not in known]
-    current = current[-settings.drift_rows :]
+    name, window, spec = standing.name, standing.window, standing.route.answer
+    reference, origin = standing.reference, "older half of the traffic"
+    if reference is None:
+        reference = rows(window.inputs.older_half(), spec)
+    elif standing.adapter is not None:
+        origin = f"training data of {standing.adapter.id}"
+    newest = window.inputs.current()
+    current = rows(newest, spec)
     path = settings.home.reports / f"drift-{name}.html" if html else None
     drifted = drift.measure(
         reference, current, html_path=path, alarm_rate=settings.alarm_rate, seed=len(current)
     )
-    outliers = drifted.outliers if drifted.drifted else ()
-    found = flags.find(records, route.flags, outliers, store.flagged(name))
+    for record in newest if drifted.drifted else ():
+        window.flags.add(record, drifted.outliers)
+    found = window.flags.flags()
     added = store.add_flags([{**asdict(f), "at": now.timestamp(), "status": "open"} for f in found])
-    moved, shown = _canary(settings, store, name, route, records, state, now)
-    served: dict[str, int] = {}
-    costs = {"teacher": 0.0, "student": 0.0}
-    for record in records:
-        served[record.served_by] = served.get(record.served_by, 0) + 1
-        for answer in record.answers:
-            costs[answer.role] += answer.cost_usd
-    open_flags = len(ReviewQueue(store).list(name, "open", limit=100_000))
+    moved, shown = _canary(store, standing, now, move=move)
+    end = now.timestamp() if window.last_at is None else window.last_at
     report = RouteReport(
         route=name,
-        mode=route.mode,
-        records=len(records),
-        window_start=min((r.at for r in records), default=newest),
-        window_end=newest,
-        served_by=served,
-        disagreement=disagreement.measure(pairs(records), route.answer, records),
+        mode=standing.route.mode,
+        records=window.records,
+        window_start=end if window.first_at is None else window.first_at,
+        window_end=end,
+        served_by=dict(window.served_by),
+        disagreement=window.pairs.measure(),
         drift=drifted,
         reference=origin,
         flags_new=added,
-        flags_open=open_flags,
+        flags_open=len(ReviewQueue(store).list(name, "open", limit=100_000)),
         rollout=shown,
-        costs_usd=costs,
+        costs_usd=window.costs_usd,
     )
     return report, moved
 
 
-def _reference(
-    settings: MonitorSettings, route: Route, records: Sequence[Record]
-) -> tuple[list[Row], str, set[str]]:
-    """The adapter's training data; without it the older half of the traffic. Also the ids that it covers."""
-    assert route.student is not None
-    registry = Registry(settings.home.adapters)
+def _reference(settings: MonitorSettings, route: Route, adapter: AdapterRef) -> list[Row] | None:
+    """The adapter's training data; None when it is not here."""
     try:
-        ref = registry.resolve(f"{route.student.adapter}/{route.student.version}")
-        lineage = json.loads((registry.open_local(ref) / "lineage.json").read_text())
-        found = training_rows(Path(lineage["dataset"]), route.answer)
+        folder = Registry(settings.home.adapters).open_local(adapter)
+        lineage = json.loads((folder / "lineage.json").read_text())
+        return training_rows(Path(lineage["dataset"]), route.answer)
     except (RegistryError, OSError, ValueError, KeyError):
-        older = rows(records, route.answer)
-        older = older[: len(older) // 2]
-        return older, "older half of the traffic", {row.id for row in older}
-    return found, f"training data of {ref.id}", {row.id for row in found}
+        return None
 
 
 def training_rows(dataset: Path, spec: AnswerSpec) -> list[Row]:
@@ -185,30 +216,23 @@ def training_rows(dataset: Path, spec: AnswerSpec) -> list[Row]:
 
 
 def _canary(
-    settings: MonitorSettings,
-    store: Store,
-    name: str,
-    route: Route,
-    records: Sequence[Record],
-    state: RouteRollout | None,
-    now: datetime.datetime,
+    store: Store, standing: _Standing, now: datetime.datetime, *, move: bool
 ) -> tuple[RouteRollout | None, dict[str, Any] | None]:
     """The canary's new state when it moves, and what the report says of it."""
+    name, route, state, adapter = standing.name, standing.route, standing.state, standing.adapter
     if route.mode != "canary":
         return None, None
     stamp = now.isoformat(timespec="milliseconds")
-    adapter = _adapter(settings, route)
     if state is None or (adapter is not None and state.version != adapter.version):
         begun = rollout.first_step(route.canary, adapter.version if adapter else None, stamp)
-        _event(store, name, now, "begin", begun, adapter)
+        if move:
+            _event(store, name, now, "begin", begun, adapter)
         return begun, {"action": "begin", "state": begun.model_dump(mode="json"), "gates": []}
-    since = datetime.datetime.fromisoformat(state.since) if state.since else now
-    recent = [r for r in records if r.at >= since.timestamp() and r.mode == "canary"]
     labels = ReviewQueue(store).labels(route=name)
-    evidence = gather(recent, adapter.id if adapter else None, len(labels))
     step = rollout.next_step(
-        route.canary, evidence, state,
-        seconds_on_step=(now - since).total_seconds(), now=stamp, segments=tuple(route.segments),
+        route.canary, standing.window.canary.evidence(len(labels)), state,
+        seconds_on_step=(now - _since(state, now)).total_seconds(), now=stamp,
+        segments=tuple(route.segments),
     )  # fmt: skip
     shown = {
         "action": step.action,
@@ -218,7 +242,8 @@ def _canary(
     }
     if step.state == state:
         return None, shown
-    _event(store, name, now, step.action, step.state, adapter)
+    if move:
+        _event(store, name, now, step.action, step.state, adapter)
     return step.state, shown
 
 

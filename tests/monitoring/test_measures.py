@@ -10,7 +10,7 @@ from scipy import stats
 
 from monitoring import disagreement, drift, flags
 from monitoring.descriptors import Vocabulary, describe
-from monitoring.windows import Row, pairs
+from monitoring.windows import Row
 from router.policy import Flags
 from router.records import Feedback
 from tests.monitoring.conftest import SPEC, answer, record
@@ -33,7 +33,7 @@ def test_disagreement_form_and_noise_are_apart() -> None:
         )
         for n, r in enumerate(again)
     ]
-    (found,) = disagreement.measure(pairs(records), SPEC, records)
+    (found,) = disagreement.measure(records, SPEC)
     assert (found.rate.count, found.rate.rows) == (20, 80)
     assert (found.form_failures.count, found.form_failures.rows) == (5, 85)
     assert found.fields["kind"].count == 20

@@ -1,22 +1,30 @@
 """A tick over a home, the server over what it wrote, and the command line."""
 
 import asyncio
+import dataclasses
 import datetime
 import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from monitoring.app import create_app
 from monitoring.cli import app as commands
+from monitoring.review import ReviewQueue
 from monitoring.settings import MonitorSettings
-from monitoring.store import Store
+from monitoring.store import Store, open_store
 from monitoring.tick import run_tick
 from router import policy_file
 from router.errors import PolicyError
+from router.home import Home
 from router.records import Record
 from router.traffic import TrafficLog
 from serving.registry import ManifestFields, Registry
@@ -100,6 +108,140 @@ def test_a_canary_begins_advances_and_rolls_back(settings: MonitorSettings, stor
     )
     assert [e.action for e in store.rollout_events("mail")] == ["begin", "advance", "rollback"]
     assert tick(settings, store, 5000)[0].rollout["action"] == "hold"
+
+
+@pytest.mark.usefixtures("published")
+def test_a_report_says_what_a_canary_would_do_and_leaves_it(
+    settings: MonitorSettings, store: Store
+) -> None:
+    rule = {"steps": ["10%", "100%"], "hold": "0s", "gates": {"disagreement": {"max": "10%"}}}
+    settings.policy.write_text(policy("canary", canary=rule))
+    log(settings, [record(n, A, A, mode="canary") for n in range(300)])
+    now = datetime.datetime.fromtimestamp(NOW, datetime.UTC)
+    (report,) = run_tick(settings, store, now=now, html=False, move=False)
+    assert report.rollout is not None
+    assert report.rollout["action"] == "begin"
+    assert not settings.home.rollouts.exists()
+    home = ["--home", str(settings.home.root), "--since", "9999d"]
+    assert CliRunner().invoke(commands, ["report", *home]).exit_code == 0
+    assert (settings.home.rollouts.exists(), store.rollout_events("mail")) == (False, [])
+    assert CliRunner().invoke(commands, ["tick", *home]).exit_code == 0
+    assert (settings.home.rollouts.exists(), len(store.rollout_events("mail"))) == (True, 1)
+
+
+def test_several_logs_are_read_as_one(
+    settings: MonitorSettings, store: Store, tmp_path: Path
+) -> None:
+    log(settings, [record(n, A, B) for n in range(3)])
+    other = dataclasses.replace(settings, home=Home(tmp_path / "other"))
+    log(other, [record(n, A, B) for n in range(10, 14)])
+    both = (str(settings.home.traffic), str(other.home.traffic))
+    (report,) = tick(dataclasses.replace(settings, logs=both), store)
+    assert (report.records, report.flags_new) == (7, 7)
+    command = ["report", "--home", str(settings.home.root), "--json", "--since", "9999d"]
+    found = CliRunner().invoke(commands, [*command, *(f"--log={place}" for place in both)])
+    assert json.loads(found.stdout)[0]["records"] == 7
+    missing = CliRunner().invoke(commands, [*command, "--log", str(tmp_path / "nowhere")])
+    assert missing.exit_code == 2
+    assert "--log" in missing.stderr
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+class DyingStore(Store):
+    """A store whose process dies at its n-th call: before it, or right after it was carried out."""
+
+    def __init__(self, engine: Engine, calls: float, after: bool) -> None:
+        super().__init__(engine)
+        self.calls = calls
+        self._after = after
+
+    def session(self) -> Session:
+        """A session."""
+        if not self._after:
+            self._count()
+        return super().session()
+
+    def add_flags(self, rows: Sequence[dict[str, Any]]) -> int:
+        """Flags."""
+        return int(self._dying(super().add_flags, rows))
+
+    def put_report(self, *values: Any) -> None:
+        """A report."""
+        self._dying(super().put_report, *values)
+
+    def add_rollout_event(self, **values: Any) -> None:
+        """A move."""
+        self._dying(super().add_rollout_event, **values)
+
+    def _dying(self, call: Callable[..., Any], *values: Any, **named: Any) -> Any:
+        found = call(*values, **named)
+        if self._after:
+            self._count()
+        return found
+
+    def _count(self) -> None:
+        self.calls -= 1
+        if self.calls < 0:
+            raise Killed
+
+
+def stored(settings: MonitorSettings, store: Store) -> dict[str, Any]:
+    """All that ticks have written. How many flags were new is of one tick, and a tick that died said it to nobody."""
+    report = store.latest_report("mail") or {}
+    moves = [(e.action, e.share, e.adapter) for e in store.rollout_events("mail")]
+    flagged = [
+        (f.id, f.kind, f.score, f.status) for f in ReviewQueue(store).list("mail", None, 999)
+    ]
+    overlay = settings.home.rollouts.read_text() if settings.home.rollouts.exists() else ""
+    return {
+        "report": {**report, "flags_new": None},
+        "moves": moves,
+        "flags": flagged,
+        "overlay": overlay,
+    }
+
+
+@pytest.mark.usefixtures("published")
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before a write", "after a write"])
+def test_a_tick_that_dies_anywhere_and_runs_again_ends_the_same(
+    settings: MonitorSettings, tmp_path: Path, after: bool
+) -> None:
+    rule = {"steps": ["10%", "100%"], "hold": "0s", "gates": {"disagreement": {"max": "10%"}}}
+    settings.policy.write_text(policy("canary", canary=rule))
+    log(settings, [record(2000 + n, A, B if n % 60 == 0 else A, mode="canary") for n in range(300)])
+
+    def ended(name: str, calls: float) -> tuple[dict[str, Any], bool]:
+        here = dataclasses.replace(settings, home=Home(tmp_path / name))
+        here.home.root.mkdir()
+        shutil.copytree(settings.home.traffic, here.home.traffic)
+        shutil.copytree(settings.home.adapters, here.home.adapters)
+        opened = open_store(here.home.database_url)
+        tick(here, opened)  # the canary begins
+        dying = DyingStore(opened.engine, calls, after)
+        died = False
+        try:
+            tick(here, dying, 2000)
+        except Killed:
+            died = True
+            dying.calls = math.inf
+            tick(here, dying, 2000)
+        found = stored(here, opened)
+        opened.close()
+        return found, died
+
+    whole, _ = ended("whole", math.inf)
+    assert [move[0] for move in whole["moves"]] == ["begin", "advance"]
+    assert len(whole["flags"]) == 5
+    for calls in range(50):
+        found, died = ended(f"dies-{calls}", calls)
+        assert found == whole, f"died at call {calls}"
+        if not died:
+            break
+    assert calls >= 3
 
 
 def ask(
