@@ -108,12 +108,16 @@ def jigsaw(folder: Path) -> Task:
         },
         prompt="Comment: {input}\nToxic:",
         max_input_chars=400,
-        traffic=asked[:900],
+        traffic=asked[:1000],
         test=list(_comments(test)),
         live=list(_comments(live))[:120],
         shifted=toxic[:90],
         shift="a brigade: nothing but toxic comments",
-        set_=("epochs=3", "max_cut_share=0.4"),  # long comments are cut on purpose: their beginning decides
+        # What the study chose on this data (docs/results/jigsaw-recipe.md). The test is half toxic, the traffic is not;
+        # long comments are cut on purpose: their beginning decides.
+        set_=(
+            "epochs=2", "optimizer.learning_rate=1e-3", "target_mix.0=0.5", "target_mix.1=0.5", "max_cut_share=0.5",
+        ),
     )  # fmt: skip
 
 
