@@ -82,8 +82,8 @@ def main(
     else:
         _show(rows)
         _show(event_rows)
-    for why in broken:
-        err.print(f"broken: {why}", style="bold red", highlight=False, soft_wrap=True, markup=False)
+    for rule in broken:
+        err.print(f"broken: {rule}", style="bold red", highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(1 if broken else 0)
 
 
