@@ -83,7 +83,9 @@ def main(
         _show(rows)
         _show(event_rows)
     for rule in broken:
-        err.print(f"broken: {rule}", style="bold red", highlight=False, soft_wrap=True, markup=False)
+        err.print(
+            f"broken: {rule}", style="bold red", highlight=False, soft_wrap=True, markup=False
+        )
     raise typer.Exit(1 if broken else 0)
 
 
