@@ -106,6 +106,8 @@ class Router:
         metrics.log_drops.set(self.services.log.dropped)
         for name, state in self.breakers().items():
             metrics.breaker_open.labels(name).set(state != "closed")
+        for name, client in self.state.force.backends.clients.items():
+            metrics.in_flight.labels(name).set(client.in_flight)
 
     async def watch(self) -> None:
         """Look at the policy files and the log's age, and publish; again and again, for ever."""

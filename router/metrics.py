@@ -4,6 +4,8 @@ With several workers prometheus_client keeps the values in files (`PROMETHEUS_MU
 imported), and the admin page adds them up.
 """
 
+import os
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from router.records import Answer, Comparison
@@ -117,11 +119,35 @@ class RouterMetrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.in_flight = Gauge(
+            "graduate_router_in_flight",
+            "Calls to a backend under way",
+            ["backend"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.policy_refused = Gauge(
+            "graduate_router_policy_refused",
+            "1 while the policy files as they are now are not in force",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        for result in ("ok", "error"):  # a counter that is born at 1 never rose
+            self.policy_loads.labels(result)
         # Labelled children by what they were looked up with: `labels()` costs more than counting.
         self._by_reply: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._by_answer: dict[
             tuple[str, ...], tuple[Counter, Histogram, Counter, Counter, Counter]
         ] = {}
+
+    def show_policy(self, digest: str, before: str | None, loaded_at: float) -> None:
+        """The policy in force, and the one that was."""
+        self.policy_loaded_at.set(loaded_at)
+        if before is not None and before != digest:
+            self.policy_info.labels(before).set(0)
+            if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # in files, values can only be set
+                self.policy_info.remove(before)
+        self.policy_info.labels(digest).set(1)
 
     def count_request(self, route: str, served_by: str, status: int, seconds: float) -> None:
         """Count a reply."""

@@ -53,13 +53,9 @@ class PolicyState:
         force = InForce(loaded, backends, keys)
         self._keys_path = auth.keys_path(loaded)
         self.loaded_at = time.time()
-        self._metrics.policy_loaded_at.set(self.loaded_at)
-        if (
-            before is not None
-        ):  # set, not only taken away: with several workers the values live in files
-            self._metrics.policy_info.labels(before.loaded.digest).set(0)
-        self._metrics.policy_info.clear()
-        self._metrics.policy_info.labels(loaded.digest).set(1)
+        self._metrics.show_policy(
+            loaded.digest, before.loaded.digest if before else None, self.loaded_at
+        )
         return force
 
     def _contents(self) -> bytes:
@@ -82,9 +78,11 @@ class PolicyState:
             self.force = self._load(self.force)
         except PolicyError as why:
             self.error = str(why)
+            self._metrics.policy_refused.set(1)
             self._metrics.policy_loads.labels("error").inc()
             logger.error("policy not taken, the last good one stays in force: %s", why)
             return
         self.error = None
+        self._metrics.policy_refused.set(0)
         self._metrics.policy_loads.labels("ok").inc()
         logger.info("policy %s in force", self.force.loaded.digest)
