@@ -202,6 +202,11 @@ def report(story: Story) -> dict[str, Any]:
     return found
 
 
+def tick(story: Story) -> None:
+    """The monitor's pass at once, not when its own turn comes: it moves canaries too."""
+    graduate("monitor", "tick", "--home", str(story.home), "--route", story.task.name)
+
+
 # the stages
 
 
@@ -432,7 +437,7 @@ def canary(story: Story) -> None:
         "confidence": "90%",
     }
     write_policy(story, "canary", canary=rule, dark_launch={"share": "100%"})
-    report(story)
+    tick(story)
     rows = story.task.live[len(story.task.live) // 2 :]
     half = max(1, len(rows) // 2)
     served: Counter[str] = Counter()
@@ -441,7 +446,7 @@ def canary(story: Story) -> None:
         served.update(r.served_by for r in ask(story, part))
         compared += len(part)
         _wait_for_shadows(story, compared)
-        report(story)
+        tick(story)
     events = json.loads(
         graduate("monitor", "rollout", "--home", str(story.home), "--json", quiet=True)
     )

@@ -304,13 +304,13 @@ def canary_advances(place: Place) -> None:
     """On evidence the monitor moves the canary by itself, and the router follows."""
     rule = {"steps": ["50%", "100%"], "hold": "0s", "audit": "100%", "confidence": "80%"}
     place.change_policy("canary", canary={**rule, "gates": {"disagreement": {"max": "70%"}}})
-    place.run("monitor", "report", "--route", "mail")
+    place.run("monitor", "tick", "--route", "mail")
     until(lambda: "mail" in place.get("admin", "/policy")["rollouts"]["routes"])
     before = compared(place)
     served = [who for _, who in place.ask(LIVE[20:])]
     assert set(served) == {"student", "teacher"}
     until(lambda: compared(place) - before >= len(served))
-    moved = place.run("monitor", "report", "--route", "mail")[0]["rollout"]
+    moved = place.run("monitor", "tick", "--route", "mail")["rollout"]
     assert moved["action"] == "advance", moved
     until(lambda: place.get("admin", "/policy")["rollouts"]["routes"]["mail"]["share"] == 1.0)
     answered = {who for _, who in place.ask(LIVE[20:40])}
