@@ -69,8 +69,7 @@ def frozen_in_bf16(model: nn.Module) -> Iterator[None]:
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            # The head stays: bf16 would round logits to quarters, and it is asked at the answer's few positions only.
-            if type(child) is nn.Linear and not child.weight.requires_grad and name != "lm_head":
+            if type(child) is nn.Linear and not child.weight.requires_grad:
                 replaced.append((parent, name, child))
     for parent, name, child in replaced:
         assert isinstance(child, nn.Linear)
