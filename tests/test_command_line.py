@@ -76,7 +76,7 @@ def test_up_names_an_occupied_port_and_the_option(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run("up", "--home", str(tmp_path), "--student-port", str(port))
+        done = run("up", "--home", str(tmp_path), *ports(), "--student-port", str(port))
     assert done.returncode == 2
     assert f"port {port} of 127.0.0.1 (student) cannot be used" in done.stderr
     assert "--student-port" in done.stderr
