@@ -86,5 +86,5 @@ def test_the_playbooks_data_is_a_task_where_it_is_there() -> None:
             find_jigsaw(None)
         return
     task = jigsaw(find_jigsaw(None))
-    assert (len(task.traffic), len(task.test)) == (900, 400)
+    assert (len(task.traffic), len(task.test)) == (1000, 400)
     assert sum(r.gold == '{"is_bad":1}' for r in task.test) == 200
