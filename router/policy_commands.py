@@ -25,8 +25,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def _load(policy: Path, home: Path, as_json: bool) -> policy_file.LoadedPolicy:
     place = Home(home)
+    from router import auth
+
     try:
-        return policy_file.load(policy, place.rollouts, place.adapters / "difficulty")
+        loaded = policy_file.load(policy, place.rollouts, place.adapters / "difficulty")
+        auth.ring_of(loaded)  # a router refuses the policy when its key file does not hold
+        return loaded
     except PolicyError as why:
         if as_json:
             problems = [
@@ -81,6 +85,7 @@ def explain(
         float | None, typer.Option(help="The draw, 0-1; random when none is given.", min=0, max=1)
     ] = None,
     user: Annotated[str | None, typer.Option(help="x-graduate-user.")] = None,
+    caller: Annotated[str | None, typer.Option(help="Name of the caller's key.")] = None,
     header: Annotated[
         list[str] | None, typer.Option(help="name=value; may be given again.")
     ] = None,
@@ -112,7 +117,7 @@ def explain(
     try:
         body = sys.stdin.buffer.read() if str(request) == "-" else request.read_bytes()
         decision = decide(
-            loaded, parse(path, headers, body), random.random() if draw is None else draw
+            loaded, parse(path, headers, body, caller), random.random() if draw is None else draw
         )
     except OSError as why:
         err.print(

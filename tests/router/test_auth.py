@@ -1,5 +1,6 @@
 """Keys: only good ones get in, each to its routes and at its rate; and the commands that make them."""
 
+import asyncio
 import datetime
 import json
 import time
@@ -13,8 +14,10 @@ import yaml
 from typer.testing import CliRunner
 
 from router import auth
+from router.app import Router
 from router.cli import app
 from router.errors import PolicyError
+from router.settings import RouterSettings
 from tests.router.conftest import Behaviour, Live, Start, policy_text
 
 NOW = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
@@ -194,6 +197,54 @@ def test_a_key_for_a_route_that_is_not_there_is_refused(tmp_path: Path, keys: Ke
     loaded = policy_file.load(policy, None, tmp_path)
     with pytest.raises(PolicyError, match=r"keys.checkout.routes = 'mial'.*allowed: default, mail"):
         auth.ring_of(loaded)
+
+
+def test_a_check_reads_the_key_file_as_the_router_would(tmp_path: Path, keys: Keys) -> None:
+    policy = tmp_path / "policy.yaml"
+    text = yaml.safe_load(policy_text("http://127.0.0.1:1")) | {"keys": {"file": "keys.yaml"}}
+    policy.write_text(yaml.safe_dump(text))
+    check = ["check", str(policy), "--home", str(tmp_path)]
+    assert CliRunner().invoke(app, check).exit_code == 0
+    keys.path.write_text("version: 1\nkeys:\n- {name: a b, hash: md5:1}\n")
+    refused = CliRunner().invoke(app, check)
+    assert refused.exit_code == 2
+    assert "keys.0.name = 'a b'" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "open_", "starts"),
+    [("127.0.0.1", False, True), ("::1", False, True), ("localhost", False, True), ("0.0.0.0", False, False),
+     ("10.1.2.3", False, False), ("router.example", False, False), ("0.0.0.0", True, True)],
+)  # fmt: skip
+def test_without_keys_only_loopback_is_served(
+    tmp_path: Path, host: str, open_: bool, starts: bool
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(policy_text("http://127.0.0.1:1"))
+    settings = RouterSettings(policy, tmp_path, host, open=open_)
+
+    async def build() -> None:
+        Router.build(settings).close()
+
+    if starts:
+        asyncio.run(build())
+        return
+    with pytest.raises(PolicyError, match="without keys the router listens on loopback only"):
+        asyncio.run(build())
+
+
+def test_an_edit_that_takes_the_keys_away_is_refused_where_others_could_come_in(
+    start: Start, shared_upstream: tuple[str, Behaviour], keys: Keys
+) -> None:
+    keys.add("checkout")
+    text = yaml.safe_load(policy_text(shared_upstream[0])) | {"keys": {"file": "keys.yaml"}}
+    live = start(text=yaml.safe_dump(text), settings={"host": "0.0.0.0"})
+    live.policy.write_text(policy_text(shared_upstream[0]))
+    deadline = time.monotonic() + 2
+    while "policy_error" not in httpx.get(f"{live.admin}/ready", trust_env=False).json():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert ask(live, None).status_code == 401
 
 
 def test_an_expired_key_is_refused() -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import datetime
-import importlib.util
 import json
 import logging
 import os
@@ -579,8 +578,6 @@ def test_following_ends_gracefully_on_sigterm(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Any]:
     """An S3 server on a free port that can be stopped and started."""
-    if importlib.util.find_spec("moto") is None:
-        pytest.skip("needs moto's S3 server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
