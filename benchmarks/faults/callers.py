@@ -49,15 +49,15 @@ class Callers:
 
     url: str
     client: httpx.AsyncClient
+    hung_seconds: float = HUNG_SECONDS
     outcomes: list[Outcome] = field(default_factory=list)
 
     @classmethod
-    def of(cls, url: str) -> "Callers":
-        """Callers with connections of their own."""
+    def of(cls, url: str, patience: float = 1.0) -> "Callers":
+        """Callers with connections of their own, who wait that many times as long before they call it hung."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        return cls(
-            url, httpx.AsyncClient(trust_env=False, timeout=None, limits=limits, verify=False)
-        )
+        client = httpx.AsyncClient(trust_env=False, timeout=None, limits=limits, verify=False)
+        return cls(url, client, patience * HUNG_SECONDS)
 
     async def ask(
         self, model: str, number: int, *, stream: bool, pause_seconds: float = 0.0
@@ -71,7 +71,7 @@ class Callers:
         }
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(HUNG_SECONDS):
+            async with asyncio.timeout(self.hung_seconds):
                 found = await self._ask(body, began, stream=stream)
         except TimeoutError:
             found = Outcome("hung", time.perf_counter() - began)

@@ -62,15 +62,23 @@ def all_cells() -> list[Cell]:
 
 
 def policy(
-    cells: list[Cell], ports: Mapping[Fault, int], open_for_seconds: float = OPEN_FOR_SECONDS
+    cells: list[Cell],
+    ports: Mapping[Fault, int],
+    open_for_seconds: float = OPEN_FOR_SECONDS,
+    patience: float = 1.0,
 ) -> str:
     """A policy with a route for each cell.
 
     Args:
         open_for_seconds: until an open breaker lets a probe through.
+        patience: times by which every timeout is longer.
         ports: where each fault answers; `none` is the upstream that is well.
     """
-    backends: dict[str, Any] = {"well": _backend("openai", ports["none"], open_for_seconds)}
+
+    def backend(kind: str, port: int) -> dict[str, Any]:
+        return _backend(kind, port, open_for_seconds, patience)
+
+    backends: dict[str, Any] = {"well": backend("openai", ports["none"])}
     routes: dict[str, Any] = {}
     for cell in cells:
         is_teacher = cell.who == "teacher"
@@ -78,8 +86,8 @@ def policy(
         at = {"teacher": ports["none"], "student": ports["none"]}
         at["teacher" if is_teacher else "student"] = ports[cell.fault]
         teacher, student = f"teacher:{cell.name}", f"student:{cell.name}"
-        backends[teacher] = _backend("openai", at["teacher"], open_for_seconds)
-        backends[student] = _backend(kind, at["student"], open_for_seconds)
+        backends[teacher] = backend("openai", at["teacher"])
+        backends[student] = backend(kind, at["student"])
         routes[cell.name] = _route(cell, teacher, student)
     default = {"teacher": {"backend": "well"}}
     return yaml.safe_dump(
@@ -87,14 +95,16 @@ def policy(
     )
 
 
-def _backend(kind: str, port: int, open_for_seconds: float) -> dict[str, Any]:
+def _backend(
+    kind: str, port: int, open_for_seconds: float, patience: float
+) -> dict[str, Any]:
     return {
         "kind": kind,
         "base_url": f"http://127.0.0.1:{port}" + ("" if kind == "lorax" else "/v1"),
         "timeout": {
-            "connect": f"{CONNECT_SECONDS}s",
-            "first_token": f"{FIRST_SECONDS}s",
-            "total": f"{TOTAL_SECONDS}s",
+            "connect": f"{patience * CONNECT_SECONDS}s",
+            "first_token": f"{patience * FIRST_SECONDS}s",
+            "total": f"{patience * TOTAL_SECONDS}s",
         },
         "retries": {"attempts": 2, "backoff": "20ms"},
         "breaker": {"failures": BREAKER_FAILURES, "open_for": f"{open_for_seconds}s"},

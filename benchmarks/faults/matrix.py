@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.faults.callers import Callers, Outcome
-from benchmarks.faults.cells import BREAKER_FAILURES, OPEN_FOR_SECONDS, Cell, policy
+from benchmarks.faults.cells import BREAKER_FAILURES, OPEN_FOR_SECONDS, TOTAL_SECONDS, Cell, policy
 from benchmarks.faults.process import Running, router
 from benchmarks.faults.upstream import FAULTS, Fault, FaultServer
 from router.records import Record
@@ -78,78 +78,85 @@ async def run(
     home: Path,
     told: Callable[[], None],
     open_for_seconds: float = OPEN_FOR_SECONDS,
+    patience: float = 1.0,
 ) -> list[CellResult]:
-    """The cells' results, in order. `told` is called after each cell."""
+    """The cells' results, in order. `told` is called after each cell, `patience` lengthens every timeout."""
     servers = {fault: FaultServer(fault) for fault in FAULTS}
     try:
         for server in servers.values():
             await server.start()
         ports: dict[Fault, int] = {fault: server.port for fault, server in servers.items()}
-        async with router(home, policy(list(cells), ports, open_for_seconds)) as running:
-            return await _run(cells, servers, running, told, open_for_seconds)
+        text = policy(list(cells), ports, open_for_seconds, patience)
+        async with router(home, text) as running:
+            asking = _Asking(running, patience)
+            results = [CellResult(cell) for cell in cells]
+            await asking.ask_all(results, told)
+            for server in servers.values():
+                await server.heal()
+            await asyncio.sleep(open_for_seconds + 0.2)
+            await asking.probe_all(results)
+            await _read_log(results, running)
+            return results
     finally:
         for server in servers.values():
             await server.stop()
 
 
-async def _run(
-    cells: Sequence[Cell],
-    servers: dict[Fault, FaultServer],
-    running: Running,
-    told: Callable[[], None],
-    open_for_seconds: float,
-) -> list[CellResult]:
-    slots = asyncio.Semaphore(CELLS_AT_ONCE)
-    results = [CellResult(cell) for cell in cells]
+class _Asking:
+    """The callers of all cells."""
 
-    async def one(found: CellResult) -> None:
-        async with slots:
-            await _ask_all(found, running)
-            told()
+    def __init__(self, running: Running, patience: float) -> None:
+        self._running = running
+        self._patience = patience
+        self._slots = asyncio.Semaphore(CELLS_AT_ONCE)
 
-    # Copies that nobody waits for must not slow the caller: that is timed with nothing else under way.
-    timed = [found for found in results if found.cell.mode == "dark_launch"]
-    await asyncio.gather(*(one(found) for found in results if found not in timed))
-    for found in timed:
-        await one(found)
-    for server in servers.values():
-        await server.heal()
-    await asyncio.sleep(open_for_seconds + 0.2)
-    await asyncio.gather(*(_probe(found, running, slots) for found in results))
-    await asyncio.sleep(0.5)
-    breakers = await running.breakers()
-    for found in results:
-        found.breaker_healed = breakers[found.cell.backend]
-    await _read_log(results, running)
-    return results
+    async def ask_all(self, results: Sequence[CellResult], told: Callable[[], None]) -> None:
+        """While the faults last."""
 
+        async def one(found: CellResult) -> None:
+            async with self._slots:
+                await self._ask(found)
+                told()
 
-async def _ask_all(found: CellResult, running: Running) -> None:
-    cell, callers = found.cell, Callers.of(running.url)
-    todo = list(range(num_requests(cell)))
+        # Copies that nobody waits for must not slow the caller: that is timed with nothing else under way.
+        timed = [found for found in results if found.cell.mode == "dark_launch"]
+        await asyncio.gather(*(one(found) for found in results if found not in timed))
+        for found in timed:
+            await one(found)
 
-    async def one() -> None:
-        while todo:
-            await callers.ask(cell.name, todo.pop(0), stream=cell.is_stream)
+    async def probe_all(self, results: Sequence[CellResult]) -> None:
+        """Once every backend is healed and the breakers let a probe through."""
+        await asyncio.gather(*(self._probe(found) for found in results))
+        await asyncio.sleep(0.5 * self._patience)
+        breakers = await self._running.breakers()
+        for found in results:
+            found.breaker_healed = breakers[found.cell.backend]
 
-    async with callers.client:
-        await asyncio.gather(*(one() for _ in range(AT_ONCE)))
-    found.outcomes = callers.outcomes
-    if cell.mode == "dark_launch":  # its copies are still under way
-        await asyncio.sleep(1.2 if cell.who != "teacher" and cell.fault != "none" else 0)
-    found.breaker = (await running.breakers())[cell.backend]
+    async def _ask(self, found: CellResult) -> None:
+        cell, callers = found.cell, Callers.of(self._running.url, self._patience)
+        todo = list(range(num_requests(cell)))
 
+        async def one() -> None:
+            while todo:
+                await callers.ask(cell.name, todo.pop(0), stream=cell.is_stream)
 
-async def _probe(found: CellResult, running: Running, slots: asyncio.Semaphore) -> None:
-    """One request after the other: the first is the breaker's probe."""
-    async with slots:
-        callers = Callers.of(running.url)
         async with callers.client:
-            for number in range(PROBES if found.cell.mode != "canary" else 4 * PROBES):
-                await callers.ask(found.cell.name, 100 + number, stream=found.cell.is_stream)
-                if found.cell.mode == "dark_launch":
-                    await asyncio.sleep(0.05)  # the copy is the probe
-        found.healed = callers.outcomes
+            await asyncio.gather(*(one() for _ in range(AT_ONCE)))
+        found.outcomes = callers.outcomes
+        if cell.mode == "dark_launch" and cell.who != "teacher" and cell.fault != "none":
+            await asyncio.sleep((TOTAL_SECONDS + 0.2) * self._patience)  # its copies are under way
+        found.breaker = (await self._running.breakers())[cell.backend]
+
+    async def _probe(self, found: CellResult) -> None:
+        """One request after the other: the first is the breaker's probe."""
+        async with self._slots:
+            callers = Callers.of(self._running.url, self._patience)
+            async with callers.client:
+                for number in range(PROBES if found.cell.mode != "canary" else 4 * PROBES):
+                    await callers.ask(found.cell.name, 100 + number, stream=found.cell.is_stream)
+                    if found.cell.mode == "dark_launch":
+                        await asyncio.sleep(0.05 * self._patience)  # the copy is the probe
+            found.healed = callers.outcomes
 
 
 async def _read_log(results: Sequence[CellResult], running: Running) -> None:

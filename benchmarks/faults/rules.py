@@ -23,10 +23,11 @@ EXPECTED: dict[str, set[str]] = {
 
 def broken_rules(results: Sequence[CellResult]) -> list[str]:
     """A sentence for each rule that a cell breaks; empty when all hold."""
-    return [f"{r.cell.name}: {why}" for r in results for why in _of_cell(r, results)]
+    return [f"{r.cell.name}: {why}" for r in results for why in of_cell(r, results)]
 
 
-def _of_cell(found: CellResult, results: Sequence[CellResult]) -> Iterator[str]:
+def of_cell(found: CellResult, results: Sequence[CellResult]) -> Iterator[str]:
+    """The rules that this cell breaks, held against the cells without a fault among the results."""
     yield from nothing_lost(found.outcomes, found.lost)
     yield from _caller(found)
     yield from _breaker(found)

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.faults import events, matrix
 from benchmarks.faults.callers import Outcome
 from benchmarks.faults.cells import Cell, all_cells
+from benchmarks.faults.confirm import confirmed
 from benchmarks.faults.matrix import CellResult
 from benchmarks.faults.rules import broken_rules
 
@@ -33,8 +34,8 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> list[CellResult]:
     return asyncio.run(matrix.run(FAST, home, lambda: None, open_for_seconds=1.5))
 
 
-def test_the_rules_hold_for_faults_of_every_kind(fast: list[CellResult]) -> None:
-    assert broken_rules(fast) == []
+def test_the_rules_hold_for_faults_of_every_kind(fast: list[CellResult], tmp_path: Path) -> None:
+    assert asyncio.run(confirmed(fast, tmp_path, lambda: None)) == []
 
 
 def test_a_backend_whose_replies_break_off_is_left_alone(fast: list[CellResult]) -> None:
@@ -68,11 +69,23 @@ def test_the_rules_notice_what_they_are_for() -> None:
         assert part in said
 
 
+def test_a_broken_rule_is_looked_at_again_and_a_loss_is_not_excused(
+    fast: list[CellResult], tmp_path: Path
+) -> None:
+    well = next(r for r in fast if r.cell.name == "openai.500.canary.whole")
+    hasty = CellResult(
+        well.cell, [*well.outcomes, Outcome("hung", 6.0, 200, "gone")], well.healed, well.records,
+        well.breaker, "open",
+    )  # fmt: skip
+    said = asyncio.run(confirmed([hasty], tmp_path, lambda: None))
+    assert said == ["openai.500.canary.whole: 1 replies are not in the log"]
+
+
 @pytest.mark.slow
 def test_the_whole_matrix(tmp_path: Path) -> None:
-    results = asyncio.run(matrix.run(all_cells(), tmp_path, lambda: None))
+    results = asyncio.run(matrix.run(all_cells(), tmp_path / "first", lambda: None))
     assert len(results) == len(all_cells())
-    assert broken_rules(results) == []
+    assert asyncio.run(confirmed(results, tmp_path / "again", lambda: None)) == []
 
 
 @pytest.mark.slow
