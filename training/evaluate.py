@@ -4,7 +4,7 @@ Against gold where the rows have it, else against the teacher, and the report sa
 show, also when the student loses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from router.answer_spec import AnswerSpec
 from router.policy import Price
 from training import hybrid, plots
 from training.baselines import FITS, Baseline, Recorded
-from training.dataset import Dataset, Example, Split
+from training.dataset import Dataset, Example, Split, class_of
 from training.errors import DataError
 from training.metrics import Figures, figures
 from training.predict import Prediction, Predictor, Progress
+from training.priors import row_weights
 from training.statistics import Paired, is_non_inferior, paired, rows_needed
 
 STUDENT, TEACHER, RIVAL = "student", "teacher", "TF-IDF + logistic regression"
@@ -108,6 +109,8 @@ def evaluate(
     *,
     margin: float = 0.05,
     price: Price | None = None,
+    target_mix: Mapping[str, float] | None = None,
+    max_handed_over: float = 1.0,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score student, baselines and teacher on the dataset's test sets.
@@ -116,6 +119,8 @@ def evaluate(
         others: more answerers, such as the base model without an adapter.
         margin: how much worse than the teacher still counts as not inferior (a share).
         price: the teacher's, for what the hybrid saves.
+        target_mix: the class mix that the student was trained for; validation rows are weighted to it.
+        max_handed_over: share of validation that the hybrid's cut may hand to the teacher.
 
     Raises:
         DataError: the dataset has no test rows, or no validation rows to fix the hybrid's cut on.
@@ -132,14 +137,13 @@ def evaluate(
     answerers: list[Predictor] = [*baselines, *others, student, Recorded(TEACHER)]
     held = list(dataset.of("validation"))
     held_answers = student.predict(held, progress)
+    cut = _Cut(held, held_answers, _held_weights(dataset, held, target_mix), max_handed_over)
     tests = []
     known: dict[tuple[str, str], Prediction] = {}
     for split in ("test", "test_balanced"):
         rows = list(dataset.of(split))
         if rows:
-            tests.append(
-                _test(split, rows, answerers, spec, (held, held_answers), margin, known, progress)
-            )
+            tests.append(_test(split, rows, answerers, spec, cut, margin, known, progress))
     report = Evaluation(dataset.info.task, dataset.info.digest, tuple(tests))
     saved = _savings(tests[0], price) if price else {}
     return Evaluation(report.task, report.dataset, report.tests, tuple(_sentences(report)), saved)
@@ -165,7 +169,7 @@ def _test(
     rows: list[Example],
     answerers: Sequence[Predictor],
     spec: AnswerSpec,
-    held: tuple[list[Example], list[Prediction]],
+    cut: "_Cut",
     margin: float,
     known: dict[tuple[str, str], Prediction],
     progress: Progress | None,
@@ -204,26 +208,48 @@ def _test(
         margin=margin,
         non_inferior=is_non_inferior(against_teacher, margin) if against_teacher else None,
         rows_needed=needed,
-        hybrid=_hybrid(spec, rows, answers[STUDENT], held, right) if has_teacher else None,
+        hybrid=cut.read(spec, answers[STUDENT], right) if has_teacher else None,
     )
 
 
-def _hybrid(
-    spec: AnswerSpec,
-    rows: list[Example],
-    found: list[Prediction],
-    held: tuple[list[Example], list[Prediction]],
-    right: dict[str, tuple[bool, ...]],
-) -> hybrid.HybridResult:
-    """The cut is fixed on validation: against gold there if its rows have it, else as agreement with the teacher."""
-    examples, answers = held
-    wanted, _ = references(examples)
-    student = figures(spec, [p.text for p in answers], wanted).right
-    teacher = figures(spec, [e.teacher or "" for e in examples], wanted).right
-    return hybrid.evaluate(
-        ([p.confidence for p in answers], student, teacher),
-        ([p.confidence for p in found], right[STUDENT], right[TEACHER]),
-    )
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What the hybrid's cut is fixed on."""
+
+    examples: list[Example]
+    answers: list[Prediction]
+    weights: list[float] | None
+    at_most: float
+
+    def read(
+        self, spec: AnswerSpec, found: list[Prediction], right: dict[str, tuple[bool, ...]]
+    ) -> hybrid.HybridResult:
+        """What it gives on a test set.
+
+        Validation is held against gold if its rows have it, else against the teacher: there the teacher is always
+        right, so only the rule's standard error and `at_most` keep the share that is handed over low.
+        """
+        wanted, _ = references(self.examples)
+        student = figures(spec, [p.text for p in self.answers], wanted).right
+        teacher = figures(spec, [e.teacher or "" for e in self.examples], wanted).right
+        return hybrid.evaluate(
+            ([p.confidence for p in self.answers], student, teacher),
+            ([p.confidence for p in found], right[STUDENT], right[TEACHER]),
+            weights=self.weights,
+            at_most=self.at_most,
+        )
+
+
+def _held_weights(
+    dataset: Dataset, held: Sequence[Example], target: Mapping[str, float] | None
+) -> list[float] | None:
+    if not target:
+        return None
+    labels = [class_of(e.completion, dataset.info.answer) or "" for e in held]
+    known = {name: share for name, share in target.items() if name in labels}
+    if set(labels) - set(target) or not known:
+        return None  # the mix says nothing about these rows
+    return row_weights(labels, known)
 
 
 def _savings(test: TestReport, price: Price) -> dict[str, float]:

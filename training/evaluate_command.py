@@ -25,6 +25,12 @@ def evaluate(
             help="How much worse than the teacher still counts as not inferior.", min=0, max=1
         ),
     ] = 0.05,
+    max_handed_over: Annotated[
+        float,
+        typer.Option(
+            help="Share of validation that the hybrid's cut may hand to the teacher.", min=0, max=1
+        ),
+    ] = 1.0,
     zero_shot: Annotated[
         bool, typer.Option(help="Also score the base model without an adapter.")
     ] = True,
@@ -69,8 +75,9 @@ def evaluate(
             adapted = lora.load_adapter(base.model, folder / "adapter")
             student = ModelPredictor(core.STUDENT, adapted, *settings)
             report = core.evaluate(
-                dataset, student, others, margin=margin, price=price, progress=count
-            )
+                dataset, student, others, margin=margin, price=price, progress=count,
+                target_mix=target_mix(folder), max_handed_over=max_handed_over,
+            )  # fmt: skip
         files = core.write(report, dataset, folder / "evaluation")
     if as_json:
         typer.echo((folder / "evaluation" / "evaluation.json").read_text())
@@ -92,6 +99,13 @@ def open_origin(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: not a finished run: {why}") from why
     assert isinstance(found, dict)
     return found
+
+
+def target_mix(folder: Path) -> dict[str, float] | None:
+    """The class mix that a run was trained for; None when it declared none."""
+    from training.config import FitConfig
+
+    return FitConfig.model_validate_json((folder / "config.json").read_text()).target_mix
 
 
 def teacher_price(place: Any, policy: Path | None, task: str) -> Any:

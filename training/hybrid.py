@@ -34,42 +34,66 @@ class HybridResult:
 
 
 def curve(
-    confidence: Sequence[float], student: Sequence[bool], teacher: Sequence[bool]
+    confidence: Sequence[float],
+    student: Sequence[bool],
+    teacher: Sequence[bool],
+    weights: Sequence[float] | None = None,
 ) -> tuple[Point, ...]:
-    """Every distinct cut, from nothing handed over to everything."""
+    """Every distinct cut, from nothing handed over to everything.
+
+    Args:
+        weights: of the rows, where their class mix is not the one that is meant; equal by default.
+    """
     order = sorted(range(len(confidence)), key=lambda i: confidence[i])
-    right = sum(student)
-    points = [Point(0.0, 0.0, right / len(order))] if order else []
+    each = weights if weights is not None else [1.0] * len(order)
+    total = sum(each)
+    right = sum(w for w, is_right in zip(each, student, strict=True) if is_right)
+    handed = 0.0
+    points = [Point(0.0, 0.0, right / total)] if order else []
     for position, i in enumerate(order):
-        right += int(teacher[i]) - int(student[i])
+        right += each[i] * (int(teacher[i]) - int(student[i]))
+        handed += each[i]
         following = order[position + 1] if position + 1 < len(order) else None
         if following is not None and confidence[following] == confidence[i]:
             continue
         cut = confidence[following] if following is not None else 1.0
-        points.append(Point(cut, (position + 1) / len(order), right / len(order)))
+        points.append(Point(cut, handed / total if following is not None else 1.0, right / total))
     return tuple(points)
 
 
-def choose(points: Sequence[Point], rows: int) -> Point:
-    """The least handed over whose accuracy is within one standard error of the best (Breiman et al. 1984's rule)."""
-    best = max(points, key=lambda p: p.accuracy)
-    error = (best.accuracy * (1 - best.accuracy) / max(1, rows)) ** 0.5
+def choose(points: Sequence[Point], rows: float, at_most: float = 1.0) -> Point:
+    """The least handed over whose accuracy is within one standard error of the best (Breiman et al. 1984's rule).
+
+    Args:
+        rows: that the points were counted on; weighted rows count as Kish's effective number.
+        at_most: the share that may be handed over.
+    """
+    allowed = [p for p in points if p.handed_over <= at_most] or points[:1]
+    best = max(allowed, key=lambda p: p.accuracy)
+    error = (best.accuracy * max(0.0, 1 - best.accuracy) / max(1, rows)) ** 0.5
     return min(
-        (p for p in points if p.accuracy >= best.accuracy - error), key=lambda p: p.handed_over
+        (p for p in allowed if p.accuracy >= best.accuracy - error), key=lambda p: p.handed_over
     )
 
 
 def evaluate(
     validation: tuple[Sequence[float], Sequence[bool], Sequence[bool]],
     test: tuple[Sequence[float], Sequence[bool], Sequence[bool]],
+    *,
+    weights: Sequence[float] | None = None,
+    at_most: float = 1.0,
 ) -> HybridResult:
     """Fix the cut on validation, read it off the test set.
 
     Args:
         validation: confidence, student right, teacher right, one entry a row.
         test: the same of the test set.
+        weights: of the validation rows; equal by default.
+        at_most: the share of validation that the cut may hand over.
     """
-    chosen = choose(curve(*validation), len(validation[0]))
+    each = weights if weights is not None else [1.0] * len(validation[0])
+    effective = sum(each) ** 2 / sum(w * w for w in each)
+    chosen = choose(curve(*validation, each), effective, at_most)
     confidence, student, teacher = test
     kept = [c >= chosen.min_confidence for c in confidence]
     right = sum(s if k else t for k, s, t in zip(kept, student, teacher, strict=True))

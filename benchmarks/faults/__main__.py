@@ -89,7 +89,9 @@ def main(
     raise typer.Exit(1 if broken else 0)
 
 
-def _run(cells: list[Cell], names: list[str]) -> tuple[list[CellResult], list[EventResult], list[str]]:
+def _run(
+    cells: list[Cell], names: list[str]
+) -> tuple[list[CellResult], list[EventResult], list[str]]:
     with tempfile.TemporaryDirectory() as folder, Progress(console=err, transient=True) as bar:
         shown = bar.add_task("cells", total=len(cells) + len(names))
 

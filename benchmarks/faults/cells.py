@@ -95,9 +95,7 @@ def policy(
     )
 
 
-def _backend(
-    kind: str, port: int, open_for_seconds: float, patience: float
-) -> dict[str, Any]:
+def _backend(kind: str, port: int, open_for_seconds: float, patience: float) -> dict[str, Any]:
     return {
         "kind": kind,
         "base_url": f"http://127.0.0.1:{port}" + ("" if kind == "lorax" else "/v1"),

@@ -125,6 +125,31 @@ def test_the_curve_begins_with_the_student_and_ends_with_the_teacher(
         assert 1 - sum(kept) / len(kept) == pytest.approx(point.handed_over)
 
 
+def test_a_cut_keeps_to_the_share_that_may_be_handed_over() -> None:
+    # Held against the teacher itself, handing over never hurts: only the bound stops it.
+    confidence = [i / 100 for i in range(100)]
+    student = [i % 3 > 0 for i in range(100)]
+    teacher = [True] * 100
+    found = hybrid.evaluate(
+        (confidence, student, teacher), (confidence, student, teacher), at_most=0.25
+    )
+    assert 0.05 < found.handed_over <= 0.25
+    free = hybrid.evaluate((confidence, student, teacher), (confidence, student, teacher))
+    assert free.handed_over > 0.5
+
+
+def test_validation_rows_count_by_the_mix_that_is_meant() -> None:
+    # One row in ten is of the class that the student gets wrong; where half are, half are handed over.
+    confidence = [0.1] * 10 + [0.9] * 90
+    student, teacher = [False] * 10 + [True] * 90, [True] * 100
+    even = [5.0] * 10 + [5 / 9] * 90
+    assert hybrid.curve(confidence, student, teacher)[1].handed_over == pytest.approx(0.1)
+    weighted = hybrid.curve(confidence, student, teacher, even)
+    assert weighted[0].accuracy == pytest.approx(0.5)
+    assert weighted[1].handed_over == pytest.approx(0.5)
+    assert weighted[-1].handed_over == 1.0
+
+
 def test_a_report_card_says_what_it_shows(tmp_path: Path) -> None:
     made = gold_dataset(tmp_path / "d")
     report = evaluate.evaluate(made, Guesser(3))
