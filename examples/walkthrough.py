@@ -45,6 +45,7 @@ class Story:
     live_teacher: bool
     stages: list[tuple[str, str]] = field(default_factory=list)
     up: subprocess.Popen[bytes] | None = None
+    told: int = 0
 
     def at(self, name: str) -> str:
         """Address of a server."""
@@ -57,10 +58,9 @@ class Story:
 
     def tell(self, title: str, text: str) -> None:
         """Announce a stage."""
+        self.told += 1
         console.print()
-        console.print(
-            Panel(text, title=f"[bold]{len(self.stages) + 1}. {title}", title_align="left")
-        )
+        console.print(Panel(text, title=f"[bold]{self.told}. {title}", title_align="left"))
 
     def note(self, stage: str, figures: str) -> None:
         """Keep a stage's figures for the table at the end."""
