@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -28,7 +28,11 @@ WINDOW_CHECKS, WINDOW_FAILURES, WINDOW_REQUESTS = 10, 5, 10
 Z_95 = 1.6448536269514722
 MIN_Z_REQUESTS = 30
 """Below this nobody trusts the normal approximation of a z-test."""
-Outcome = Literal["promoted", "rolled_back", "held"]
+Outcome = Literal["promoted", "rolled_back", "inconclusive"]
+OUTCOMES: dict[str, Outcome] = {
+    "promote": "promoted", "rollback": "rolled_back", "inconclusive": "inconclusive",
+}  # fmt: skip
+"""Actions that end a rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +56,30 @@ class Run:
 def canary(setting: Setting) -> Canary:
     """The rule: one gate on disagreement at the default confidence, no waiting."""
     gates = {"disagreement": {"max": setting.limit}}
-    return Canary.model_validate({"steps": setting.steps, "hold": "0s", "gates": gates})
+    cap = {"requests": setting.most_requests}
+    return Canary.model_validate(
+        {"steps": setting.steps, "hold": "0s", "gates": gates, "give_up_after": cap}
+    )
 
 
 def sequential_run(setting: Setting, share: float, generator: np.random.Generator) -> Run:
     """A rollout by `next_step`, looked at every minute. Evidence begins anew on each step, as the tick gathers it."""
     rule = canary(setting)
     state = first_step(rule, 1, "0")
-    give_up = 60.0 * setting.most_requests / setting.per_minute
     requests = bad = rows = minute = 0
     while True:
         arrived = int(generator.poisson(setting.per_minute))
         rows, bad = rows + arrived, bad + int(generator.binomial(arrived, share))
         requests, minute = requests + arrived, minute + 1
         step = next_step(
-            rule, Evidence({"": Count(bad, rows)}), state,
-            seconds_on_step=60.0 * minute, now=str(requests), give_up_seconds=give_up,
+            rule, Evidence({"": Count(bad, rows)}, errors={"": Count(0, rows)}), state,
+            seconds_on_step=60.0 * minute, now=str(requests),
         )  # fmt: skip
         if step.action == "advance":
             bad = rows = minute = 0
         state = step.state
-        if state.state != "canary":
-            return Run(state.state, requests)
+        if step.action in OUTCOMES:
+            return Run(OUTCOMES[step.action], requests)
 
 
 def window_run(setting: Setting, share: float, generator: np.random.Generator) -> Run:
@@ -98,7 +104,7 @@ def z_run(setting: Setting, share: float, generator: np.random.Generator) -> Run
         z = (bad / rows - setting.limit) / math.sqrt(setting.limit * (1 - setting.limit) / rows)
         if abs(z) >= Z_95:
             return Run("promoted" if z < 0 else "rolled_back", rows)
-    return Run("held", rows)
+    return Run("inconclusive", rows)
 
 
 RULES = {"graduate": sequential_run, "window_threshold": window_run, "peeked_z_test": z_run}
@@ -108,7 +114,7 @@ def summary(runs: list[Run]) -> dict[str, float]:
     """Shares of the outcomes, and the median pairs that a rollout took."""
     found: dict[str, float] = {
         f"{outcome}_share": sum(r.outcome == outcome for r in runs) / len(runs)
-        for outcome in ("promoted", "rolled_back", "held")
+        for outcome in get_args(Outcome)
     }
     return {**found, "median_requests": statistics.median(r.requests for r in runs)}
 
@@ -160,7 +166,7 @@ def main() -> None:
             one = students[student]
             sys.stdout.write(
                 f"{name:16} {student:5} promoted {100 * one['promoted_share']:5.1f} %  rolled back "
-                f"{100 * one['rolled_back_share']:5.1f} %  held {100 * one['held_share']:5.1f} %  "
+                f"{100 * one['rolled_back_share']:5.1f} %  inconclusive {100 * one['inconclusive_share']:5.1f} %  "
                 f"median {one['median_requests']:,.0f} requests\n"
             )
 

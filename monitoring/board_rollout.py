@@ -6,7 +6,7 @@ M = "graduate_monitoring"
 COMPARISONS = "graduate_router_comparisons_total"
 ANSWERS = "graduate_router_answers_total"
 BAD, COMPARED = 'result=~"disagree|student_form"', 'result!="teacher_form"'
-STATES = ("canary", "held", "promoted", "rolled_back")
+STATES = ("canary", "held", "promoted", "rolled_back", "waiting", "inconclusive")
 
 
 def _state_codes() -> str:
@@ -163,6 +163,8 @@ _MORE = Row(
                 2: ("held", "yellow"),
                 3: ("promoted", "green"),
                 4: ("rolled back", "red"),
+                5: ("waits for a person", "purple"),
+                6: ("inconclusive", "orange"),
             },
         ),
         Panel(

@@ -17,6 +17,8 @@ SLICES = 10
 """Slices of an adapter that are shown, the worst first."""
 
 ROLLOUT_STATES: tuple[str, ...] = get_args(RouteRollout.model_fields["state"].annotation)
+BLOCKS = ("stale", "away", "approval", "confirm")
+"""What alone may keep a canary from more traffic."""
 GATE_STATES = {"breached": -1.0, "open": 0.0, "kept": 1.0}
 
 Labels = TypeVar("Labels", bound=tuple[str, ...])
@@ -69,6 +71,9 @@ class MonitorMetrics:
         self.rollout_state = gauge("rollout_state", "1 for the state it is in", "route", "state")
         self.rollout_moved_at = gauge(
             "rollout_moved_timestamp_seconds", "When a rollout came to its state", "route", "state"
+        )
+        self.rollout_blocked = gauge(
+            "rollout_blocked", "1 when this alone keeps a canary from more", "route", "reason"
         )
         self.gates = gauge("gate_state", "-1 breached, 0 open, 1 kept", "route", "gate")
         self.limits = gauge("limit_share", "Limit of a gate in the policy", "route", "gate")
@@ -165,6 +170,11 @@ class MonitorMetrics:
             since = datetime.datetime.fromisoformat(state["since"])
             moved = {(state["state"],): since.timestamp()}
         self._set(self.rollout_moved_at, route, moved)
+        blocked = rollout.get("blocked") if rollout else None
+        runs = bool(state) and state["state"] in ("canary", "waiting")
+        self._set(
+            self.rollout_blocked, route, {(why,): float(why == blocked) for why in BLOCKS if runs}
+        )
         gates = rollout["gates"] if rollout else ()
         self._set(self.gates, route, {(g["name"],): GATE_STATES[g["state"]] for g in gates})
 

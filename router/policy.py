@@ -175,6 +175,33 @@ class Gates(Strict):
     feedback: Minimum | None = None
 
 
+class GiveUp(Strict):
+    """How long a canary may stay on a step with a gate still open; then it is held as inconclusive."""
+
+    requests: int | None = Field(default=None, ge=1)
+    """Requests that the student was asked for on the step; none given sets no such cap."""
+    duration: Seconds = 30 * 86400.0
+    """Time on the step."""
+
+
+class Webhook(Strict):
+    """Somebody who is asked or told over HTTP about a canary."""
+
+    url: str = Field(pattern=r"^https?://[^\s/]+(/\S*)?$")
+    """Where the JSON is sent by POST; of `alertmanager` its address, without `/api/v2/alerts`."""
+    timeout: Seconds = Field(default=10.0, gt=0, le=60)
+    """How long an answer may take."""
+    secret_env: str | None = None
+    """Environment variable whose value is sent as `x-graduate-secret`."""
+
+
+class Notify(Webhook):
+    """Somebody who is told of each move."""
+
+    kind: Literal["webhook", "alertmanager"] = "webhook"
+    """`webhook`: our JSON. `alertmanager`: an alert by its API v2."""
+
+
 class Canary(Strict):
     """The student answers a growing share of live traffic."""
 
@@ -192,6 +219,15 @@ class Canary(Strict):
     min_reviews: int = Field(default=0, ge=0)
     """Reviewed disagreements before the last step."""
     on_breach: Literal["rollback", "hold"] = "rollback"
+    approval: Literal["automatic", "manual"] = "automatic"
+    """`manual`: each step is left only when a person has said so."""
+    give_up_after: GiveUp = GiveUp()
+    stale_after: Seconds = Field(default=3600.0, gt=0)
+    """No record for so long, or no tick for so long before this one: the canary is given no more traffic."""
+    confirm: tuple[Webhook, ...] = ()
+    """Asked before each move to more traffic; any answer but 2xx holds."""
+    notify: tuple[Notify, ...] = ()
+    """Told of each move, tried again until it is taken."""
 
     @model_validator(mode="after")
     def _steps_grow(self) -> "Canary":
@@ -318,7 +354,11 @@ class Policy(Strict):
 class RouteRollout(Strict):
     """How far one route's canary has come."""
 
-    state: Literal["canary", "held", "promoted", "rolled_back"] = "canary"
+    state: Literal["canary", "waiting", "held", "inconclusive", "promoted", "rolled_back"] = (
+        "canary"
+    )
+    """`waiting`: its gates are kept and a person must approve. `held`: breached under `on_breach: hold`. `inconclusive`:
+    too little evidence by the cap. All three keep their share."""
     share: Share
     """The student's share now; 0 when rolled back."""
     step: int = Field(default=0, ge=0)
@@ -327,6 +367,10 @@ class RouteRollout(Strict):
     """The adapter version that this rollout is about."""
     since: str | None = None
     """UTC time of the last change, ISO 8601."""
+    step_since: str | None = None
+    """UTC time from which evidence of this step counts; none in older files, which mean `since`."""
+    approved: int | None = Field(default=None, ge=0)
+    """The step that a person lets it go on from."""
     evidence: str | None = None
     """Why, in one line."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from monitoring.metrics import SLICES, MonitorMetrics
+from monitoring.metrics import ROLLOUT_STATES, SLICES, MonitorMetrics
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store
 from monitoring.tick import plain, run_tick
@@ -86,12 +86,26 @@ def test_a_rollout_has_one_state_and_the_time_it_came_to_it(
     metrics.show("mail", {**found, "rollout": canary("rolled_back", "breached")})
     states = exposed(metrics, "rollout_state")
     assert {labels[0] for labels, value in states.items() if value == 1} == {"rolled_back"}
-    assert set(states) == {("canary",), ("held",), ("promoted",), ("rolled_back",)}
+    assert set(states) == {(name,) for name in ROLLOUT_STATES}
+    assert {"inconclusive", "waiting"} < set(ROLLOUT_STATES)
     moved = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC).timestamp()
     assert exposed(metrics, "rollout_moved_timestamp_seconds") == {("rolled_back",): moved}
     assert exposed(metrics, "gate_state") == {("disagreement",): -1}
     metrics.show("mail", {**found, "rollout": None})
     assert exposed(metrics, "rollout_state") == exposed(metrics, "gate_state") == {}
+
+
+def test_what_blocks_a_canary_is_a_gauge(settings: MonitorSettings, store: Store) -> None:
+    metrics = MonitorMetrics(CollectorRegistry())
+    found = report(settings, store)
+    metrics.show("mail", {**found, "rollout": {**canary("waiting", "kept"), "blocked": "approval"}})
+    blocked = exposed(metrics, "rollout_blocked")
+    assert blocked[("approval",)] == 1
+    assert sum(blocked.values()) == 1
+    metrics.show("mail", {**found, "rollout": canary("canary", "open")})
+    assert set(exposed(metrics, "rollout_blocked").values()) == {0}
+    metrics.show("mail", {**found, "rollout": canary("held", "open")})
+    assert exposed(metrics, "rollout_blocked") == {}
 
 
 def test_limits_come_from_the_policy_and_routes_go_with_it(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.rollouts import STUDENTS, Setting, sequential_run
 from monitoring.evidence import gather
-from monitoring.rollout import Count, Evidence, first_step, next_step
+from monitoring.rollout import Count, Evidence, Freeze, first_step, frozen, next_step
 from router.policy import Canary, RouteRollout
 from tests.monitoring.conftest import record
 
@@ -147,12 +147,74 @@ def test_a_declared_segment_without_rows_holds() -> None:
 def test_inconclusive_is_held_for_people_and_missing_reviews_are_not_inconclusive() -> None:
     step = moved(Evidence(), at(0), 30 * 86400)
     assert (step.state.state, step.reason.partition(":")[0]) == (
-        "held",
+        "inconclusive",
         "inconclusive after 2592000 s",
     )
     assert moved(GOOD, step.state, 1e9).action == "hold"
     unread = Evidence({"": Count(2, 400)}, errors={"": Count(0, 400)}, reviews=0)
     assert moved(unread, at(1), 1e9).action == "hold"
+
+
+@pytest.mark.parametrize(
+    ("cap", "asked", "seconds", "action"),
+    [
+        pytest.param({"requests": 500}, 499, 1e6, "hold", id="before the cap of requests"),
+        pytest.param({"requests": 500}, 500, 0, "inconclusive", id="at the cap of requests"),
+        pytest.param({"duration": "1h"}, 9, 3599, "hold", id="before the cap of time"),
+        pytest.param({"duration": "1h"}, 9, 3600, "inconclusive", id="at the cap of time"),
+    ],
+)
+def test_the_cap_is_the_policys(cap: Any, asked: int, seconds: float, action: str) -> None:
+    rule = Canary.model_validate({"gates": {"disagreement": {"max": "10%"}}, "give_up_after": cap})
+    seen = Evidence({"": Count(1, 10)}, errors={"": Count(0, asked)})
+    step = next_step(rule, seen, at(0), seconds_on_step=seconds, now="t1")
+    assert (step.action, step.state.share) == (action, RULE.steps[0])
+
+
+def test_a_step_waits_for_a_person_and_keeps_what_it_has_shown() -> None:
+    waiting = moved(GOOD, at(0), approval="manual")
+    assert (waiting.action, waiting.state.state, waiting.blocked) == ("wait", "waiting", "approval")
+    assert waiting.state.share == at(0).share
+    again = moved(Evidence({"": Count(20, 200)}), waiting.state, approval="manual")
+    assert (again.action, again.blocked) == ("hold", "approval")
+    approved = waiting.state.model_copy(update={"approved": 0})
+    step = moved(Evidence({"": Count(20, 200)}), approved, approval="manual")
+    assert (step.action, step.state.state, step.state.share) == ("advance", "canary", 0.5)
+    assert step.state.approved is None  # the next step needs a word of its own
+    bad = Evidence({"": Count(150, 400)}, errors={"": Count(0, 400)})
+    assert moved(bad, approved, approval="manual").action == "rollback"
+    early = at(0).model_copy(update={"approved": 0})
+    assert moved(Evidence(), early, approval="manual").action == "hold"
+    assert moved(GOOD, early, approval="manual").action == "advance"
+
+
+def test_old_evidence_gives_no_more_traffic_but_rolls_back() -> None:
+    rule = Canary.model_validate({"stale_after": "10m"})
+    assert frozen(rule, 600, 60) is None
+    assert frozen(rule, 0, None) is None
+    stale, away = frozen(rule, 601, 60), frozen(rule, 0, 601)
+    assert stale is not None
+    assert away is not None
+    assert (stale.kind, away.kind) == ("stale", "away")
+    step = next_step(RULE, GOOD, at(0), seconds_on_step=1e9, now="t1", freeze=stale)
+    assert (step.action, step.blocked, step.state) == ("hold", "stale", at(0))
+    assert "no record for 601 s" in step.reason
+    none = next_step(
+        RULE, Evidence(), at(0), seconds_on_step=1e9, now="t1", freeze=Freeze("away", "x")
+    )
+    assert none.action == "hold"  # not given up either: nobody looked
+    bad = Evidence({"": Count(150, 400)}, errors={"": Count(0, 400)})
+    assert (
+        next_step(RULE, bad, at(0), seconds_on_step=0, now="t1", freeze=away).action == "rollback"
+    )
+
+
+def test_a_gate_says_its_rows_its_bounds_and_its_error() -> None:
+    disagreement, errors = moved(GOOD, at(0)).gates
+    assert (disagreement.rows, disagreement.alpha) == (400, pytest.approx(0.025))
+    assert 0 < disagreement.low < 2 / 400 < disagreement.high < 0.1
+    assert errors.low == 0.0
+    assert 0 < errors.high < 0.05
 
 
 def latency_state(student: Any, teacher: Any) -> str:
