@@ -119,7 +119,7 @@ def build(
                 scan(log or place.traffic, routes=[route], since=start, until=end)
             )
         rows += [row for one in read for row in one.rows]
-        reviews = _reviews(database or place.database_url, route)
+        reviews = reviews_of(database or place.database_url, route)
         rows = list(core.with_reviews(rows, reviews))
         query: dict[str, Any] = {
             "route": route, "since": since_, "until": until, "traffic": traffic,
@@ -134,7 +134,7 @@ def build(
     _show(dataset, as_json)
 
 
-def _reviews(url: str, route: str) -> list[Any]:
+def reviews_of(url: str, route: str) -> list[Any]:
     """Labels of the review queue, as the builder reads them; none when no monitor has run yet."""
     from monitoring.review import ReviewQueue
     from monitoring.store import open_store
