@@ -100,8 +100,20 @@ def test_another_product_line_alarms_and_the_report_is_kept(tmp_path: Path) -> N
     assert found.drifted
     assert found.columns[0].adjusted < 0.01
     assert path.stat().st_size > 100_000
+    assert found.columns[0].distance is not None
     strange = set(found.outliers) & {r.id for r in other}
     assert len(strange) > len(found.outliers) / 2
+
+
+def test_a_new_template_alarms_and_its_rows_are_those_that_moved_most() -> None:
+    usual = ticket_rows("tickets.jsonl")
+    sent = [Row(f"app{r.id}", f"[app 3.2] {r.text}", r.answer_class) for r in usual[700:740]]
+    found = drift.measure(usual[:500], [*usual[500:660], *sent])
+    columns = {c.name: c for c in found.columns}
+    assert columns["template"].drifted
+    assert columns["template"].moved_share == pytest.approx(0.2, abs=0.01)
+    assert all(name.startswith("app") for name in found.outliers)
+    assert found.html is None
 
 
 def test_few_rows_say_that_they_are_few() -> None:
