@@ -20,7 +20,7 @@ class MonitorSettings:
     """Newest rows of a route that drift looks at."""
     every_seconds: float = 60.0
     """How often `monitor serve` ticks."""
-    alarm_rate: float = 0.05
+    alarm_rate: float = 0.02
     """Chance that a drift window without drift alarms."""
     logs: tuple[str, ...] = ()
     """Traffic logs: folders of segments, shipped logs' folders or URLs, read as one; none is the home's own."""
