@@ -25,9 +25,12 @@ class Gathering:
         self._student_seconds, self._teacher_seconds = array("d"), array("d")
         self._feedback = array("d")
         self._seen: set[str] = set()
+        self.last_at: float | None = None
+        """Time of the newest record, whoever answered it."""
 
     def add(self, record: Record) -> None:
         """Take one record that was made since the canary came to its step."""
+        self.last_at = record.at if self.last_at is None else max(self.last_at, record.at)
         student = next((a for a in record.answers if a.role == "student"), None)
         teacher = record.answer_of("teacher")
         if teacher is not None:

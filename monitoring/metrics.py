@@ -171,10 +171,9 @@ class MonitorMetrics:
             moved = {(state["state"],): since.timestamp()}
         self._set(self.rollout_moved_at, route, moved)
         blocked = rollout.get("blocked") if rollout else None
-        runs = bool(state) and state["state"] in ("canary", "waiting")
-        self._set(
-            self.rollout_blocked, route, {(why,): float(why == blocked) for why in BLOCKS if runs}
-        )
+        reasons = BLOCKS if state and state["state"] in ("canary", "waiting") else ()
+        blocks = {(why,): float(why == blocked) for why in reasons}
+        self._set(self.rollout_blocked, route, blocks)
         gates = rollout["gates"] if rollout else ()
         self._set(self.gates, route, {(g["name"],): GATE_STATES[g["state"]] for g in gates})
 

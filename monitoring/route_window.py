@@ -23,6 +23,8 @@ class RouteWindow:
     canary: Gathering
     canary_since: float
     """Records of the canary from this time on are its evidence, epoch seconds."""
+    since: float = 0.0
+    """Older records are evidence only: the report does not look back so far."""
     records: int = 0
     first_at: float | None = None
     last_at: float | None = None
@@ -31,6 +33,10 @@ class RouteWindow:
 
     def add(self, record: Record) -> None:
         """Take the next record, in order of time."""
+        if record.mode == "canary" and record.at >= self.canary_since:
+            self.canary.add(record)
+        if record.at < self.since:
+            return
         self.records += 1
         self.first_at = record.at if self.first_at is None else min(self.first_at, record.at)
         self.last_at = record.at if self.last_at is None else max(self.last_at, record.at)
@@ -40,5 +46,3 @@ class RouteWindow:
         self.inputs.add(record)
         self.pairs.add(record)
         self.flags.add(record)
-        if record.mode == "canary" and record.at >= self.canary_since:
-            self.canary.add(record)

@@ -8,6 +8,8 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Boolean,
+    Connection,
     Engine,
     Float,
     Integer,
@@ -16,7 +18,9 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    func,
     insert,
+    inspect,
     select,
     text,
 )
@@ -89,7 +93,11 @@ class ReportRow(Base):
 
 
 class RolloutEventRow(Base):
-    """One move of a canary, with its evidence."""
+    """One move of a canary: what it went to, on what evidence, under which policy, by whom.
+
+    `pending` until the overlay holds the move: one that never came there is taken away again. What rows of older
+    versions did not keep is None.
+    """
 
     __tablename__ = "rollout_events"
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
@@ -99,6 +107,32 @@ class RolloutEventRow(Base):
     share: Mapped[float] = mapped_column(Float)
     adapter: Mapped[str | None] = mapped_column(String(200), default=None)
     evidence: Mapped[str] = mapped_column(Text)
+    key: Mapped[str | None] = mapped_column(String(64), default=None)
+    state: Mapped[str | None] = mapped_column(String(20), default=None)
+    step: Mapped[int | None] = mapped_column(Integer, default=None)
+    since: Mapped[str | None] = mapped_column(String(40), default=None)
+    rows: Mapped[int | None] = mapped_column("requests", Integer, default=None)
+    alpha: Mapped[float | None] = mapped_column(Float, default=None)
+    gates: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON, default=None)
+    policy_digest: Mapped[str | None] = mapped_column(String(64), default=None)
+    actor: Mapped[str | None] = mapped_column(String(200), default=None)
+    note: Mapped[str | None] = mapped_column(Text, default=None)
+    pending: Mapped[bool | None] = mapped_column(Boolean, default=None)
+
+
+class NoticeRow(Base):
+    """An event that somebody is to be told of; tried again until it is taken, or given up."""
+
+    __tablename__ = "rollout_notices"
+    __table_args__ = (UniqueConstraint("event_key", "url"),)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    event_key: Mapped[str] = mapped_column(String(64))
+    route: Mapped[str] = mapped_column(String(200))
+    url: Mapped[str] = mapped_column(String(2000))
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    next_try_at: Mapped[float | None] = mapped_column(Float, index=True)
+    sent_at: Mapped[float | None] = mapped_column(Float, default=None)
+    error: Mapped[str | None] = mapped_column(Text, default=None)
 
 
 class Store:
@@ -146,19 +180,16 @@ class Store:
             )
             return found.body if found else None
 
-    def add_rollout_event(self, **values: Any) -> None:
-        """Note a move of a canary; the same move again, after a crash before it was carried out, is one event."""
+    def latest_report_at(self, route: str) -> float | None:
+        """When a tick looked at a route last."""
         with self.session() as session:
-            last = session.scalar(
-                select(RolloutEventRow)
-                .where(RolloutEventRow.route == values["route"])
-                .order_by(RolloutEventRow.at.desc(), RolloutEventRow.id.desc())
-                .limit(1)
-            )
-            same = ("action", "share", "adapter")
-            if last is None or any(getattr(last, name) != values[name] for name in same):
-                session.add(RolloutEventRow(**values))
-                session.commit()
+            return session.scalar(select(func.max(ReportRow.at)).where(ReportRow.route == route))
+
+    def add_rollout_event(self, **values: Any) -> None:
+        """Note a move of a canary."""
+        with self.session() as session:
+            session.add(RolloutEventRow(**values))
+            session.commit()
 
     def flagged(self, route: str) -> dict[str, float]:
         """Records of a route that have a flag, with the record's time."""
@@ -167,8 +198,10 @@ class Store:
             return {record_id: at for record_id, at in session.execute(query)}
 
     def rollout_events(self, route: str | None = None) -> list[RolloutEventRow]:
-        """Moves, oldest first."""
-        query = select(RolloutEventRow).order_by(RolloutEventRow.at, RolloutEventRow.id)
+        """Moves that were carried out, oldest first."""
+        is_done = RolloutEventRow.pending.is_not(True)
+        query = select(RolloutEventRow).where(is_done)
+        query = query.order_by(RolloutEventRow.at, RolloutEventRow.id)
         if route is not None:
             query = query.where(RolloutEventRow.route == route)
         with self.session() as session:
@@ -195,6 +228,7 @@ def open_store(url: str) -> Store:
                 # Two processes that start together must not both create tables.
                 connection.execute(text("select pg_advisory_xact_lock(4711)"))
             Base.metadata.create_all(connection)
+            _add_columns(connection)
             found = connection.execute(select(SchemaRow.number)).scalar()
             if found is None:
                 connection.execute(insert(SchemaRow).values(number=SCHEMA))
@@ -204,6 +238,19 @@ def open_store(url: str) -> Store:
         reason = str(getattr(why, "orig", None) or why).strip().splitlines()[0]
         raise StoreError(f"database {shown} cannot be opened: {reason}") from why
     return Store(engine)
+
+
+def _add_columns(connection: Connection) -> None:
+    """Tables of an older Graduate get the columns that came later. All of those may be NULL, so older programs still write."""
+    seen = inspect(connection)
+    quote = connection.dialect.identifier_preparer.quote
+    for table in Base.metadata.sorted_tables:
+        there = {column["name"] for column in seen.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                kind = column.type.compile(connection.dialect)
+                names = f"{quote(table.name)} add column {quote(column.name)}"
+                connection.execute(text(f"alter table {names} {kind}"))
 
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:

@@ -6,8 +6,6 @@ canary's move is decided from its own state and the records since.
 
 import datetime
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +13,8 @@ from typing import Any
 
 import msgspec
 import pyarrow.parquet as pq
-import yaml
 
-from monitoring import disagreement, drift, flags, rollout
+from monitoring import canary, disagreement, drift, flags, rollout
 from monitoring.evidence import Gathering
 from monitoring.review import ReviewQueue
 from monitoring.route_window import RouteWindow
@@ -26,7 +23,8 @@ from monitoring.store import Store
 from monitoring.windows import Inputs, Row, class_of, rows
 from router import policy_file
 from router.answer_spec import AnswerSpec
-from router.policy import Rollouts, Route, RouteRollout
+from router.policy import Route
+from router.policy_file import LoadedPolicy
 from router.prompt import last_user_text
 from router.traffic import scan
 from serving.registry import AdapterRef, Registry, RegistryError
@@ -59,13 +57,18 @@ class RouteReport:
 class _Standing:
     """How a route stands before its records are read."""
 
-    name: str
-    route: Route
-    state: RouteRollout | None
+    canary: canary.Standing
     adapter: AdapterRef | None
     reference: list[Row] | None
     """The adapter's training data; None without it."""
     window: RouteWindow
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a canary's evidence is gathered."""
+        state = self.canary.state
+        runs = state is not None and state.state in rollout.RUNNING
+        return self.canary.route.mode == "canary" and runs and not canary.begins(self.canary)
 
 
 def run_tick(
@@ -89,14 +92,17 @@ def run_tick(
         PolicyError: the policy does not hold.
         RouterError: a log cannot be read.
     """
+    if move:
+        canary.settle(store, settings.home.rollouts, settings.policy)
     loaded = policy_file.load(settings.policy, settings.home.rollouts)
-    moved: dict[str, RouteRollout] = dict(loaded.rollouts.routes)
     standing = {
-        name: _standing(settings, store, name, spec, moved.get(name), now)
+        name: _standing(settings, store, name, loaded, now)
         for name, spec in loaded.policy.routes.items()
         if spec.student is not None and route in (None, name)
     }
-    since = now.timestamp() - settings.since_seconds
+    # A canary may be on its step for longer than the report looks back: its evidence begins with the step.
+    since = min((s.window.since for s in standing.values()), default=now.timestamp())
+    since = min([since, *(s.window.canary_since for s in standing.values() if s.is_running)])
     for record in scan(
         settings.logs or [settings.home.traffic], routes=list(standing), since=since
     ):
@@ -104,13 +110,9 @@ def run_tick(
     reports = []
     for name, found in standing.items():
         tell(name)
-        report, state = _route(settings, store, found, now, html=html, move=move)
-        if state is not None:
-            moved[name] = state
+        report = _route(settings, store, found, now, html=html, move=move)
         store.put_report(name, report.window_end, now.timestamp(), plain(report))
         reports.append(report)
-    if move and moved != dict(loaded.rollouts.routes):
-        write_rollouts(settings.home.rollouts, Rollouts(version=1, routes=moved))
     return reports
 
 
@@ -118,10 +120,10 @@ def _standing(
     settings: MonitorSettings,
     store: Store,
     name: str,
-    route: Route,
-    state: RouteRollout | None,
+    loaded: LoadedPolicy,
     now: datetime.datetime,
 ) -> _Standing:
+    route, state = loaded.policy.routes[name], loaded.rollouts.routes.get(name)
     adapter = _adapter(settings, route)
     reference = None if adapter is None else _reference(settings, route, adapter)
     known = {row.id for row in reference or ()}
@@ -131,13 +133,14 @@ def _standing(
         pairs=disagreement.Tally(route.answer),
         flags=flags.Candidates(route.flags, store.flagged(name)),
         canary=Gathering(adapter.id if adapter else None),
-        canary_since=_since(state, now).timestamp(),
+        canary_since=canary.evidence_since(state, now).timestamp(),
+        since=now.timestamp() - settings.since_seconds,
     )
-    return _Standing(name, route, state, adapter, reference, window)
-
-
-def _since(state: RouteRollout | None, now: datetime.datetime) -> datetime.datetime:
-    return datetime.datetime.fromisoformat(state.since) if state and state.since else now
+    found = canary.Standing(
+        name, route, state, adapter.id if adapter else None, adapter.version if adapter else None,
+        loaded.digest,
+    )  # fmt: skip
+    return _Standing(found, adapter, reference, window)
 
 
 def _route(
@@ -148,8 +151,8 @@ def _route(
     *,
     html: bool,
     move: bool,
-) -> tuple[RouteReport, RouteRollout | None]:
-    name, window, spec = standing.name, standing.window, standing.route.answer
+) -> RouteReport:
+    name, window, spec = standing.canary.name, standing.window, standing.canary.route.answer
     reference, origin = standing.reference, "older half of the traffic"
     if reference is None:
         reference = rows(window.inputs.older_half(), spec)
@@ -165,11 +168,14 @@ def _route(
         window.flags.add(record, drifted.outliers)
     found = window.flags.flags()
     added = store.add_flags([{**asdict(f), "at": now.timestamp(), "status": "open"} for f in found])
-    moved, shown = _canary(store, standing, now, move=move)
+    shown = canary.look(
+        store, settings.home.rollouts, standing.canary, window.canary, now,
+        policy=settings.policy, move=move,
+    )  # fmt: skip
     end = now.timestamp() if window.last_at is None else window.last_at
-    report = RouteReport(
+    return RouteReport(
         route=name,
-        mode=standing.route.mode,
+        mode=standing.canary.route.mode,
         records=window.records,
         window_start=end if window.first_at is None else window.first_at,
         window_end=end,
@@ -182,7 +188,6 @@ def _route(
         rollout=shown,
         costs_usd=window.costs_usd,
     )
-    return report, moved
 
 
 def _reference(settings: MonitorSettings, route: Route, adapter: AdapterRef) -> list[Row] | None:
@@ -215,38 +220,6 @@ def training_rows(dataset: Path, spec: AnswerSpec) -> list[Row]:
     ]
 
 
-def _canary(
-    store: Store, standing: _Standing, now: datetime.datetime, *, move: bool
-) -> tuple[RouteRollout | None, dict[str, Any] | None]:
-    """The canary's new state when it moves, and what the report says of it."""
-    name, route, state, adapter = standing.name, standing.route, standing.state, standing.adapter
-    if route.mode != "canary":
-        return None, None
-    stamp = now.isoformat(timespec="milliseconds")
-    if state is None or (adapter is not None and state.version != adapter.version):
-        begun = rollout.first_step(route.canary, adapter.version if adapter else None, stamp)
-        if move:
-            _event(store, name, now, "begin", begun, adapter)
-        return begun, {"action": "begin", "state": begun.model_dump(mode="json"), "gates": []}
-    labels = ReviewQueue(store).labels(route=name)
-    step = rollout.next_step(
-        route.canary, standing.window.canary.evidence(len(labels)), state,
-        seconds_on_step=(now - _since(state, now)).total_seconds(), now=stamp,
-        segments=tuple(route.segments),
-    )  # fmt: skip
-    shown = {
-        "action": step.action,
-        "reason": step.reason,
-        "state": step.state.model_dump(mode="json"),
-        "gates": [asdict(g) for g in step.gates],
-    }
-    if step.state == state:
-        return None, shown
-    if move:
-        _event(store, name, now, step.action, step.state, adapter)
-    return step.state, shown
-
-
 def _adapter(settings: MonitorSettings, route: Route) -> AdapterRef | None:
     assert route.student is not None
     try:
@@ -255,37 +228,6 @@ def _adapter(settings: MonitorSettings, route: Route) -> AdapterRef | None:
         )
     except RegistryError:
         return None
-
-
-def _event(
-    store: Store,
-    name: str,
-    now: datetime.datetime,
-    action: str,
-    state: RouteRollout,
-    adapter: AdapterRef | None,
-) -> None:
-    store.add_rollout_event(
-        route=name, at=now.timestamp(), action=action, share=state.share,
-        adapter=adapter.id if adapter else None, evidence=state.evidence or "",
-    )  # fmt: skip
-
-
-def write_rollouts(path: Path, rollouts: Rollouts) -> None:
-    """Write the overlay in one rename, so that no router reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = (
-        "# Written by the monitor: how far each canary has come. People edit policy.yaml instead.\n"
-    )
-    text += yaml.safe_dump(rollouts.model_dump(mode="json", exclude_none=True), sort_keys=False)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".rollouts-", delete=False
-    ) as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    Path(out.name).chmod(0o644)
-    Path(out.name).replace(path)
 
 
 def plain(report: RouteReport) -> dict[str, Any]:

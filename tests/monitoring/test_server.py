@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from monitoring.app import TickLoop, create_app
 from monitoring.cli import app as commands
 from monitoring.metrics import MonitorMetrics
+from monitoring.overlay import write_rollouts
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store
-from monitoring.tick import run_tick, write_rollouts
+from monitoring.tick import run_tick
 from router import policy_file
 from router.policy import Rollouts, RouteRollout
 from router.records import Record

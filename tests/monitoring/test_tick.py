@@ -189,7 +189,8 @@ class DyingStore(Store):
 
 
 def stored(settings: MonitorSettings, store: Store) -> dict[str, Any]:
-    """All that ticks have written. How many flags were new is of one tick, and a tick that died said it to nobody."""
+    """All that ticks have written. How many flags were new, and what the canary did, is of one tick, and a tick that died
+    said it to nobody: the table of moves has it."""
     report = store.latest_report("mail") or {}
     moves = [(e.action, e.share, e.adapter) for e in store.rollout_events("mail")]
     flagged = [
@@ -197,7 +198,7 @@ def stored(settings: MonitorSettings, store: Store) -> dict[str, Any]:
     ]
     overlay = settings.home.rollouts.read_text() if settings.home.rollouts.exists() else ""
     return {
-        "report": {**report, "flags_new": None},
+        "report": {**report, "flags_new": None, "rollout": None},
         "moves": moves,
         "flags": flagged,
         "overlay": overlay,
