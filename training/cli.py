@@ -17,6 +17,7 @@ def _mount() -> None:
         fit_command,
         label_command,
         mistakes_command,
+        pairs_command,
         publish_command,
         study_command,
     )
@@ -25,6 +26,7 @@ def _mount() -> None:
         build_command,
         label_command,
         curate_command,
+        pairs_command,
         fit_command,
         evaluate_command,
         mistakes_command,

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from training.errors import ConfigError
 
@@ -42,13 +50,53 @@ class Optimizer(BaseModel):
     """Gradients are clipped to this norm."""
 
 
+class Trl(BaseModel):
+    """What only the engine `trl` reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: Literal["auto", "cpu"] = "auto"
+    """`auto` takes a GPU when there is one."""
+    device_batch: int | None = Field(default=None, ge=1)
+    """Rows that a device holds at once; `batch_size` stays what a step sees, by accumulation. None takes `batch_size` on a
+    CPU and the largest share of it that fits on a GPU, tried before training."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto` is bf16 on GPUs that have it, fp32 on CPUs, where bf16 is slower (measured)."""
+    quantize: Literal["none", "4bit"] = "none"
+    """The base model in 4-bit NF4 (QLoRA); needs a GPU and bitsandbytes."""
+    checkpointing: bool | None = None
+    """Compute activations again instead of keeping them; None does so on a GPU alone."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    save_steps: int = Field(default=100, ge=1)
+    """Steps between two checkpoints within an epoch; a killed run loses at most so many."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run's folder; needs the package tensorboard."""
+
+
+class Preference(BaseModel):
+    """Training on pairs of a better and a worse answer (DPO, Rafailov et al. 2023)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    beta: float = Field(default=0.1, gt=0)
+    """How strongly the adapter is held to the one that it starts from."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """In place of `optimizer.learning_rate`, which is far too high for DPO."""
+    answer_weight: float = Field(default=1.0, ge=0)
+    """Weight of the cross-entropy of the better answer beside DPO's own loss (RPO, Pang et al. 2024): without it DPO may
+    lower the probability of both answers, and short answers fall apart."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probability that a pair is the wrong way round; above 0 the loss is robust DPO's."""
+
+
 class FitConfig(BaseModel):
     """Everything that decides a training run, the dataset and the base model aside."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    engine: Literal["label"] = "label"
-    """`label`: short answers (labels, small JSON), fast on a CPU."""
+    engine: Literal["label", "trl"] = "label"
+    """`label`: short answers (labels, small JSON), fast on a CPU. `trl`: any answer, CPU or GPU, and preference pairs."""
     epochs: int = Field(default=4, ge=1, le=100)
     """Passes over the training rows."""
     max_rows_seen: int | None = Field(default=None, ge=1)
@@ -71,6 +119,30 @@ class FitConfig(BaseModel):
     """Matrix products of frozen weights; `auto` takes bf16 where this CPU multiplies it faster."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; None leaves torch's choice."""
+    trl: Trl = Trl()
+    preference: Preference = Preference()
+
+    @model_serializer(mode="wrap")
+    def _of_its_engine(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys that the engine label does not read: what it is known by stays as it was before they came."""
+        data: dict[str, Any] = dump(self)
+        if self.engine == "label":
+            data.pop("trl", None)
+            data.pop("preference", None)
+        return data
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> "FitConfig":
+        if self.engine == "trl":
+            if self.target_mix and self.target_mix_by == "logit":
+                raise ValueError("engine trl aims at target_mix by weights: set target_mix_by=weights")
+            if self.average_share:
+                raise ValueError("average_share is the engine label's; with engine trl it must be 0")
+            if self.trl.device_batch and self.trl.device_batch > self.batch_size:
+                raise ValueError(
+                    f"trl.device_batch = {self.trl.device_batch} is more than batch_size = {self.batch_size}"
+                )
+        return self
 
 
 def epochs_for(config: FitConfig, rows: int) -> int:
@@ -148,7 +220,9 @@ def _problem(model: type[BaseModel], error: Any) -> str:
         near = difflib.get_close_matches(path, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{path}: unknown key; {hint}allowed: {', '.join(names)}"
-    return f"{path} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = f"{message[0].lower()}{message[1:]}"
+    return f"{path} = {error['input']!r}: {message}" if path else message
 
 
 def _names(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -5,7 +5,7 @@ token never merges with the answer's first. Shapes: ids are flat tuples, one row
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,7 +89,7 @@ def longest_answer(examples: Sequence[Example], tokenizer: Tokenizer) -> int:
     return max((len(tokenizer.encode(t, add_special_tokens=False)) for t in texts), default=0) + 1
 
 
-def buckets(rows: Sequence[Encoded], batch_size: int, order: Sequence[int]) -> list[list[int]]:
+def buckets(rows: Sequence[Sized], batch_size: int, order: Sequence[int]) -> list[list[int]]:
     """Batches of row numbers with little padding: `order` is cut into pools, each sorted by length.
 
     A pool of 16 batches leaves about 5 % padding on mixed texts and still shuffles between epochs.

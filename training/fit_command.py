@@ -4,9 +4,16 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from serving.base_model import BaseModel
+    from training.config import FitConfig
+    from training.dataset import Dataset
+    from training.train import Run, RunResult, Tell
+    from training.trl_run import TrlRun
 
 DatasetOption = Annotated[
     Path | None,
@@ -60,6 +67,28 @@ def fit(
     run: Annotated[
         Path | None, typer.Option(help="Run folder; an interrupted run in it goes on.")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="`label` (short answers, fast) or `trl` (any answer); over the run file's."),
+    ] = None,
+    preference: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `train pairs`: train on preferences (DPO, engine trl)."),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Run whose adapter is trained further, and DPO's reference (engine trl)."),
+    ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(help="`local`; `k8s-job` or `trainjob` run the fit in a cluster, on the dataset of that name there."),
+    ] = "local",
+    cluster: Annotated[
+        Path | None, typer.Option(help="YAML: namespace, image, claim, gpus … of such a job.")
+    ] = None,
+    render: Annotated[
+        Path | None, typer.Option(help="Write the job's manifest here instead of submitting it.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train an adapter: preflight first, then LoRA with early stopping; a loss curve and checkpoints in the run folder.
@@ -69,20 +98,17 @@ def fit(
     from router.home import Home
     from training import config as configs
     from training import preflight as core
-    from training.commands import (
-        err,
-        newest,
-        open_base_model,
-        operator_errors,
-        out,
-        progress_bar,
-    )
+    from training.commands import err, newest, open_base_model, operator_errors, progress_bar
     from training.dataset import Dataset
-    from training.train import FitEvent, Run
+    from training.train import FitEvent
 
     place = Home(home)
     with operator_errors():
-        settings = configs.load(config, assign or ())
+        settings = configs.load(config, _with_engine(assign or [], engine, preference, start))
+        if backend != "local":
+            job = _job(backend, cluster, settings, dataset, model, run, preference or start)
+            _send(job, render, as_json)
+            return
         data = Dataset.load(dataset or newest(place.datasets, "*-*", "dataset"))
         base = open_base_model(model, place)
         report = core.preflight(data, base.model, base.tokenizer, settings)
@@ -97,12 +123,127 @@ def fit(
             def told(event: FitEvent) -> None:
                 tell(event.phase, event.done, event.total, event.loss)
 
-            result = Run(folder, settings, data, base.model, base.tokenizer, told).fit()
+            made = _make(folder, settings, data, base, told, preference, start)
+            result = made.fit()
         origin = {
             "dataset": str(data.path.resolve()), "dataset_digest": data.info.digest,
             "base_model": base.id, "base_model_digest": base.digest, "model": model,
+            **({"pairs": str(preference.resolve())} if preference else {}),
+            **({"start": str(start.resolve())} if start else {}),
         }  # fmt: skip
-        (folder / "origin.json").write_text(json.dumps(origin, indent=2))
+        if made.is_main:
+            (folder / "origin.json").write_text(json.dumps(origin, indent=2))
+    if made.is_main:
+        _show_result(folder, result, as_json)
+
+
+def _with_engine(
+    assign: list[str], engine: str | None, preference: Path | None, start: Path | None
+) -> list[str]:
+    """`--set` with the engine that the other flags ask for.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+    from training.errors import ConfigError
+
+    needs_trl = preference is not None or start is not None
+    if engine == "label" and needs_trl:
+        flag = "--preference" if preference is not None else "--start"
+        raise ConfigError(f"--engine 'label': {flag} needs engine trl")
+    if engine is None and needs_trl:
+        engine = "trl"
+    return assign if engine is None else [*assign, f"engine={engine}"]
+
+
+def _job(
+    backend: str,
+    file: Path | None,
+    settings: "FitConfig",
+    dataset: Path | None,
+    model: str,
+    run: Path | None,
+    local_only: Path | None,
+) -> dict[str, Any]:
+    """The manifest.
+
+    Raises:
+        ConfigError: an unknown backend or key, or a flag that such a job cannot have.
+    """
+    from training import backends
+    from training.config import load_as
+    from training.errors import ConfigError
+
+    makers = {"k8s-job": backends.job, "trainjob": backends.train_job}
+    if backend not in makers:
+        raise ConfigError(f"--backend {backend!r}: allowed: local, {', '.join(makers)}")
+    if dataset is None:
+        raise ConfigError(f"--backend {backend!r}: name the dataset by --dataset: the home is the cluster's")
+    if local_only is not None:
+        raise ConfigError(f"{local_only}: --preference and --start are for --backend local")
+    name = run.name if run else f"{dataset.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    where = load_as(backends.Cluster, file)
+    return makers[backend](where, settings, dataset=dataset.name, model=model, run=name)
+
+
+def _send(manifest: dict[str, Any], render: Path | None, as_json: bool) -> None:
+    """Write the manifest, or hand it to the cluster."""
+    import yaml
+
+    from training import backends
+    from training.commands import out
+
+    name = manifest["metadata"]["name"]
+    if render is not None:
+        render.write_text(yaml.safe_dump(manifest, sort_keys=False))
+        told = f"written to {render}"
+    else:
+        told = backends.submit(manifest)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "kind": manifest["kind"], "told": told}))
+        return
+    out.print(told, soft_wrap=True, highlight=False)
+
+
+def _make(
+    folder: Path,
+    settings: "FitConfig",
+    data: "Dataset",
+    base: "BaseModel",
+    tell: "Tell",
+    preference: Path | None,
+    start: Path | None,
+) -> "Run | TrlRun":
+    """The run by the engine that the configuration names.
+
+    Raises:
+        ConfigError: TRL is not installed.
+        DataError: the pairs, or the run to start from, are not there or do not fit.
+    """
+    from training.errors import ConfigError, DataError
+
+    if settings.engine == "label":
+        from training.train import Run
+
+        return Run(folder, settings, data, base.model, base.tokenizer, tell)
+    try:
+        from training.trl_run import TrlRun
+    except ModuleNotFoundError as why:
+        raise ConfigError(f"engine = 'trl': {why}; install graduate[trl]") from why
+    from training import preference as preferences
+
+    adapter = start / "adapter" if start is not None else None
+    if adapter is not None and not (adapter / "adapter_config.json").exists():
+        raise DataError(f"--start {start}: no adapter in it; allowed: a run folder")
+    pairs = preferences.load(preference) if preference is not None else None
+    return TrlRun(
+        folder, settings, data, base.model, base.tokenizer, tell, pairs=pairs, start=adapter
+    )
+
+
+def _show_result(folder: Path, result: "RunResult", as_json: bool) -> None:
+    from training.commands import out
+
     if as_json:
         typer.echo(json.dumps({"run": str(folder), **asdict(result)}))
         return

@@ -78,7 +78,8 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     LoRAX skips a module type in silence when any layer lacks it (its loader gathers a type over all layers), so an
     adapter of the top layers alone would serve as the base model there. `lora_B` = 0 makes a layer exactly the base's.
     """
-    adapted.save_pretrained(str(folder))
+    # TRL's DPO keeps the adapter that it starts from beside the trained one; that one is not saved.
+    adapted.save_pretrained(str(folder), selected_adapters=["default"])
     weights_file = folder / "adapter_model.safetensors"
     tensors = load_file(weights_file)
     layers = len(decoder_of(adapted).layers)
@@ -99,10 +100,10 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
-def load_adapter(model: Any, folder: Path) -> PeftModel:
-    """`model` with a saved adapter, in evaluation mode."""
+def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """`model` with a saved adapter, in evaluation mode; `trainable` gives its weights gradients again."""
     with _quiet():
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable).eval()
 
 
 @torch.no_grad()

@@ -129,6 +129,9 @@ class WeightAverage:
 class Run:
     """One fit. Everything random comes from the configuration's seed, so the same run gives the same adapter."""
 
+    is_main = True
+    """There is no other process of this run that could write its files."""
+
     def __init__(
         self,
         folder: Path,
