@@ -318,9 +318,8 @@ def train(story: Story) -> dict[str, Any]:
     story.note(
         "student", f"trained in {time.perf_counter() - began:.0f} s; loss curve {run / 'curve.png'}"
     )
-    graduate(
-        "train", "evaluate", "--home", home, "--run", str(run), "--max-handed-over", str(task.max_handed_over)
-    )  # fmt: skip
+    plan = [] if task.hand_over is None else ["--hand-over", str(task.hand_over)]
+    graduate("train", "evaluate", "--home", home, "--run", str(run), *plan)
     evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text())
     main = evaluation["tests"][0]
     figures = {line["name"]: line["figures"]["accuracy"] for line in main["lines"]}

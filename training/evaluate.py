@@ -110,7 +110,7 @@ def evaluate(
     margin: float = 0.05,
     price: Price | None = None,
     target_mix: Mapping[str, float] | None = None,
-    max_handed_over: float = 1.0,
+    hand_over: float | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score student, baselines and teacher on the dataset's test sets.
@@ -120,7 +120,8 @@ def evaluate(
         margin: how much worse than the teacher still counts as not inferior (a share).
         price: the teacher's, for what the hybrid saves.
         target_mix: the class mix that the student was trained for; validation rows are weighted to it.
-        max_handed_over: share of validation that the hybrid's cut may hand to the teacher.
+        hand_over: share of validation that the hybrid's cut is planned to hand to the teacher; None lets its accuracy
+            there decide.
 
     Raises:
         DataError: the dataset has no test rows, or no validation rows to fix the hybrid's cut on.
@@ -137,7 +138,7 @@ def evaluate(
     answerers: list[Predictor] = [*baselines, *others, student, Recorded(TEACHER)]
     held = list(dataset.of("validation"))
     held_answers = student.predict(held, progress)
-    cut = _Cut(held, held_answers, _held_weights(dataset, held, target_mix), max_handed_over)
+    cut = _Cut(held, held_answers, _held_weights(dataset, held, target_mix), hand_over)
     tests = []
     known: dict[tuple[str, str], Prediction] = {}
     for split in ("test", "test_balanced"):
@@ -219,15 +220,15 @@ class _Cut:
     examples: list[Example]
     answers: list[Prediction]
     weights: list[float] | None
-    at_most: float
+    hand_over: float | None
 
     def read(
         self, spec: AnswerSpec, found: list[Prediction], right: dict[str, tuple[bool, ...]]
     ) -> hybrid.HybridResult:
         """What it gives on a test set.
 
-        Validation is held against gold if its rows have it, else against the teacher: there the teacher is always
-        right, so only the rule's standard error and `at_most` keep the share that is handed over low.
+        Validation is held against gold if its rows have it, else against the teacher, who is always right there: a
+        reason to plan the share instead.
         """
         wanted, _ = references(self.examples)
         student = figures(spec, [p.text for p in self.answers], wanted).right
@@ -236,7 +237,7 @@ class _Cut:
             ([p.confidence for p in self.answers], student, teacher),
             ([p.confidence for p in found], right[STUDENT], right[TEACHER]),
             weights=self.weights,
-            at_most=self.at_most,
+            hand_over=self.hand_over,
         )
 
 

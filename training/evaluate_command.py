@@ -25,12 +25,15 @@ def evaluate(
             help="How much worse than the teacher still counts as not inferior.", min=0, max=1
         ),
     ] = 0.05,
-    max_handed_over: Annotated[
-        float,
+    hand_over: Annotated[
+        float | None,
         typer.Option(
-            help="Share of validation that the hybrid's cut may hand to the teacher.", min=0, max=1
+            help="Plan the hybrid's cut to hand this share to the teacher (by validation); "
+            "default: the least within one standard error of the best.",
+            min=0,
+            max=1,
         ),
-    ] = 1.0,
+    ] = None,
     zero_shot: Annotated[
         bool, typer.Option(help="Also score the base model without an adapter.")
     ] = True,
@@ -76,7 +79,7 @@ def evaluate(
             student = ModelPredictor(core.STUDENT, adapted, *settings)
             report = core.evaluate(
                 dataset, student, others, margin=margin, price=price, progress=count,
-                target_mix=target_mix(folder), max_handed_over=max_handed_over,
+                target_mix=target_mix(folder), hand_over=hand_over,
             )  # fmt: skip
         files = core.write(report, dataset, folder / "evaluation")
     if as_json:

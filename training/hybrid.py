@@ -61,19 +61,22 @@ def curve(
     return tuple(points)
 
 
-def choose(points: Sequence[Point], rows: float, at_most: float = 1.0) -> Point:
+def choose(points: Sequence[Point], rows: float) -> Point:
     """The least handed over whose accuracy is within one standard error of the best (Breiman et al. 1984's rule).
 
     Args:
         rows: that the points were counted on; weighted rows count as Kish's effective number.
-        at_most: the share that may be handed over.
     """
-    allowed = [p for p in points if p.handed_over <= at_most] or points[:1]
-    best = max(allowed, key=lambda p: p.accuracy)
+    best = max(points, key=lambda p: p.accuracy)
     error = (best.accuracy * max(0.0, 1 - best.accuracy) / max(1, rows)) ** 0.5
     return min(
-        (p for p in allowed if p.accuracy >= best.accuracy - error), key=lambda p: p.handed_over
+        (p for p in points if p.accuracy >= best.accuracy - error), key=lambda p: p.handed_over
     )
+
+
+def planned(points: Sequence[Point], share: float) -> Point:
+    """The cut that hands over as much as may be: a budget, whatever the accuracy on these rows."""
+    return max((p for p in points if p.handed_over <= share), key=lambda p: p.handed_over)
 
 
 def evaluate(
@@ -81,7 +84,7 @@ def evaluate(
     test: tuple[Sequence[float], Sequence[bool], Sequence[bool]],
     *,
     weights: Sequence[float] | None = None,
-    at_most: float = 1.0,
+    hand_over: float | None = None,
 ) -> HybridResult:
     """Fix the cut on validation, read it off the test set.
 
@@ -89,11 +92,12 @@ def evaluate(
         validation: confidence, student right, teacher right, one entry a row.
         test: the same of the test set.
         weights: of the validation rows; equal by default.
-        at_most: the share of validation that the cut may hand over.
+        hand_over: share of validation that the cut is planned to hand over; None lets its accuracy decide.
     """
     each = weights if weights is not None else [1.0] * len(validation[0])
     effective = sum(each) ** 2 / sum(w * w for w in each)
-    chosen = choose(curve(*validation, each), effective, at_most)
+    points = curve(*validation, each)
+    chosen = choose(points, effective) if hand_over is None else planned(points, hand_over)
     confidence, student, teacher = test
     kept = [c >= chosen.min_confidence for c in confidence]
     right = sum(s if k else t for k, s, t in zip(kept, student, teacher, strict=True))

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import kubernetes_validate
 import pytest
 import typer
@@ -61,6 +62,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "external database": ("monitor.database.existingSecret=db", "monitor.persistence.enabled=false"),
     "observed": ("serviceMonitor.enabled=true", "serviceMonitor.podMonitor=true", "prometheusRule.enabled=true", "dashboards.enabled=true", "lorax.enabled=true"),
     "names": ("fullnameOverride=gr", "commonLabels.team=ml", "commonAnnotations.note=x", "nameOverride=other"),
+    "monitor reads shipped logs": ("monitor.logs[0]=s3://bucket/traffic", "secrets.objectStore=store", "state.s3Endpoint=http://minio:9000", "networkPolicy.enabled=true"),
     "upgrade check of difficulty models": ("policy.check.difficultyModels=true",),
     "extras": ("router.pod.extraEnv[0].name=A", "router.pod.extraEnv[0].value=b", "router.pod.priorityClassName=high", "embedded.pod.nodeSelector.disk=fast"),
 }  # fmt: skip
@@ -315,6 +317,33 @@ def test_monitors_and_rules_hold_against_the_operators_models(helm: Helm) -> Non
             )
             assert again["spec"] == one["spec"]  # a misspelt field would be dropped in silence
     assert {"ServiceMonitor", "PodMonitor"} <= seen
+
+
+def test_a_monitor_that_reads_a_bucket_is_given_its_keys_and_its_way_out(helm: Helm) -> None:
+    objects = helm.template(*SWITCHES["monitor reads shipped logs"])
+    deployment = next(
+        o for n, o in of_kind(objects, "Deployment").items() if n.endswith("-monitor")
+    )
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert "--log=s3://bucket/traffic" in container["args"]
+    assert container["envFrom"] == [{"secretRef": {"name": "store"}}]
+    assert {"name": "AWS_ENDPOINT_URL", "value": "http://minio:9000"} in container["env"]
+    policy = next(o for n, o in of_kind(objects, "NetworkPolicy").items() if n.endswith("-monitor"))
+    opened = {port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", [])}
+    assert (
+        set(yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]["storePorts"])
+        <= opened
+    )
+
+
+def test_the_http_route_holds_against_the_gateway_apis_own_schema(helm: Helm) -> None:
+    schema = json.loads((Path(__file__).parent / "httproute-v1.schema.json").read_text())
+    checks = jsonschema_rs.validator_for(schema)
+    objects = helm.template(values=[CHART / "ci" / "production.yaml"])
+    ((name, route),) = of_kind(objects, "HTTPRoute").items()
+    assert [f"{name}: {e.message}" for e in checks.iter_errors(route["spec"])] == []
+    misspelt = {**route["spec"], "hostnmaes": ["graduate.example.com"]}
+    assert not checks.is_valid(misspelt)
 
 
 def test_kubeflows_objects_hold_against_its_models(helm: Helm) -> None:

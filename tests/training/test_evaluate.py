@@ -125,17 +125,13 @@ def test_the_curve_begins_with_the_student_and_ends_with_the_teacher(
         assert 1 - sum(kept) / len(kept) == pytest.approx(point.handed_over)
 
 
-def test_a_cut_keeps_to_the_share_that_may_be_handed_over() -> None:
-    # Held against the teacher itself, handing over never hurts: only the bound stops it.
+def test_a_planned_share_is_kept_to_where_handing_over_never_hurts() -> None:
     confidence = [i / 100 for i in range(100)]
     student = [i % 3 > 0 for i in range(100)]
-    teacher = [True] * 100
-    found = hybrid.evaluate(
-        (confidence, student, teacher), (confidence, student, teacher), at_most=0.25
-    )
-    assert 0.05 < found.handed_over <= 0.25
-    free = hybrid.evaluate((confidence, student, teacher), (confidence, student, teacher))
-    assert free.handed_over > 0.5
+    rows = (confidence, student, [True] * 100)
+    assert hybrid.evaluate(rows, rows).handed_over > 0.5
+    assert hybrid.evaluate(rows, rows, hand_over=0.25).handed_over == pytest.approx(0.25)
+    assert hybrid.evaluate(rows, rows, hand_over=0.0).handed_over == 0.0
 
 
 def test_validation_rows_count_by_the_mix_that_is_meant() -> None:
