@@ -19,9 +19,20 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
-from monitoring.errors import FlagTaken, ReviewError, UnknownFlag
+from monitoring import notices
+from monitoring.errors import (
+    FlagTaken,
+    MonitoringError,
+    ReviewError,
+    RolloutRefused,
+    UnknownFlag,
+    UnknownRoute,
+)
 from monitoring.metrics import MonitorMetrics
 from monitoring.review import ReviewQueue
+from monitoring.rollout_command import evidence
+from monitoring.rollout_events import body
+from monitoring.rollout_routes import rollout_routes
 from monitoring.settings import MonitorSettings
 from monitoring.store import FlagRow, Store
 from router import policy_file
@@ -79,7 +90,10 @@ class TickLoop:
             "--policy", str(settings.policy), "--home", str(settings.home.root),
             "--database", settings.database, "--since", f"{settings.since_seconds:.0f}s",
             "--drift-rows", str(settings.drift_rows), *(f"--log={log}" for log in settings.logs),
+            "--no-notify",  # a slow receiver must not hold up the next tick: `_notices` tells them
         ]  # fmt: skip
+        if settings.rollouts_configmap is not None:
+            command.append(f"--rollouts-configmap={settings.rollouts_configmap}")
         process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
         )
@@ -134,6 +148,25 @@ def flag_body(flag: FlagRow) -> dict[str, Any]:
     return {name: getattr(flag, name) for name in names}
 
 
+NOTICE_SECONDS = 2.0
+"""How often moves that nobody was told of are looked for."""
+
+
+async def _notices(settings: MonitorSettings, store: Store, metrics: MonitorMetrics) -> None:
+    """Tell others of canaries' moves, for ever; beside the ticks, which it never holds up."""
+    while True:
+        try:
+            policy = policy_file.load(settings.policy).policy
+            done = await asyncio.to_thread(notices.deliver, store, policy, time.time())
+            metrics.notices.labels("ok").inc(done.sent)
+            metrics.notices.labels("error").inc(done.failed)
+        except PolicyError:
+            pass  # the tick says so
+        except Exception:  # the outermost loop: a lost database must not end telling for good
+            logger.exception("notices failed")
+        await asyncio.sleep(NOTICE_SECONDS)
+
+
 def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True) -> FastAPI:
     """The application; with `ticking` it runs the tick loop while it lives."""
     metrics = MonitorMetrics(CollectorRegistry())
@@ -141,13 +174,16 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(loop.run()) if ticking else None
+        tasks = [
+            asyncio.create_task(work)
+            for work in ((loop.run(), _notices(settings, store, metrics)) if ticking else ())
+        ]
         try:
             yield
         finally:
-            if task is not None:
+            for task in tasks:
                 task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     app = FastAPI(title="Graduate monitor", version="1", lifespan=lifespan, redoc_url=None)
 
@@ -156,12 +192,18 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
         status = {UnknownFlag: 404, FlagTaken: 409}.get(type(why), 422)
         return JSONResponse({"error": str(why)}, status)
 
+    @app.exception_handler(MonitoringError)
+    async def refused_order(_: object, why: MonitoringError) -> Response:
+        status = {UnknownRoute: 404, RolloutRefused: 409}.get(type(why), 503)
+        return JSONResponse({"error": str(why)}, status)
+
     @app.exception_handler(PolicyError)
     async def broken_policy(_: object, why: PolicyError) -> Response:
         return JSONResponse({"error": str(why)}, 503)
 
     app.include_router(_state_routes(loop, metrics))
     app.include_router(_report_routes(settings, store), prefix="/api")
+    app.include_router(rollout_routes(settings, store), prefix="/api")
     app.include_router(_flag_routes(settings, ReviewQueue(store)), prefix="/api")
     app.include_router(_console(settings, store, loop))
     return app
@@ -211,12 +253,6 @@ def _report_routes(settings: MonitorSettings, store: Store) -> APIRouter:
         if route not in route_names(settings.policy) or not path.exists():
             raise HTTPException(404, f"no drift report of route {route!r} yet")
         return FileResponse(path, media_type="text/html")
-
-    @routes.get("/rollouts")
-    def rollouts() -> list[dict[str, Any]]:
-        """Moves of canaries, oldest first."""
-        names = ("route", "at", "action", "share", "adapter", "evidence")
-        return [{n: getattr(e, n) for n in names} for e in store.rollout_events()]
 
     return routes
 
@@ -276,7 +312,10 @@ def _console(settings: MonitorSettings, store: Store, loop: TickLoop) -> APIRout
         return pages.get_template("console.html").render(
             routes=shown,
             flags=[flag_body(f) for f in ReviewQueue(store).list(limit=20)],
-            events=list(reversed(store.rollout_events()))[:20],
+            events=[
+                {**body(row), "told": evidence(body(row))}
+                for row in reversed(store.rollout_events()[-20:])
+            ],
             error=loop.error,
             time=lambda at: time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)),
         )

@@ -1,8 +1,6 @@
 """`graduate monitor`: imports nothing heavy until a command runs."""
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +10,7 @@ from monitoring import (
     calibrate_command,
     dashboards_command,
     replay_command,
+    rollout_command,
     savings_command,
     triggers_command,
 )
@@ -27,6 +26,7 @@ from monitoring.commands import (
     out,
     seconds_of,
 )
+from monitoring.rollout_command import ConfigMapOption
 
 if TYPE_CHECKING:
     from monitoring.settings import MonitorSettings
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Disagreement, drift, flags, reviews and rollouts.")
 review_app = typer.Typer()
 app.add_typer(review_app, name="review")
+app.add_typer(rollout_command.app, name="rollout")
 dashboards_command.register(app)
 calibrate_command.register(app)
 replay_command.register(app)
@@ -50,16 +51,13 @@ LogOption = Annotated[
         "--log", help="Traffic log, repeatable: folder or s3:// URL; default HOME/traffic."
     ),
 ]
-ConfigMapOption = Annotated[
-    str | None,
-    typer.Option(
-        "--rollouts-configmap",
-        help="In a cluster: keep this ConfigMap of the pod's namespace equal to HOME/rollouts.yaml.",
-    ),
-]
 ByOption = Annotated[
     str, typer.Option("--by", help="Who reviews.", envvar=["GRADUATE_REVIEWER", "USER"])
 ]
+
+
+Where = tuple[Path, Path | None, str | None, str, int, list[str] | None]
+"""Home, policy, database, since, drift rows, logs: as the options give them."""
 
 
 def _open(
@@ -90,30 +88,6 @@ def _open(
     return settings, open_store(settings.database)
 
 
-@contextlib.contextmanager
-def _rollouts_in_cluster(home: Path, configmap: str | None) -> Iterator[None]:
-    """Around a tick: the rollouts are taken from the ConfigMap when the home has lost them, and put there afterwards."""
-    if configmap is None:
-        yield
-        return
-    import os
-
-    from monitoring.kube import Cluster, ClusterError, RolloutsConfigMap
-    from router.home import Home
-
-    file = Home(home).rollouts
-    with operator_errors():
-        host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
-        if not host or not port:
-            raise ClusterError(
-                f"--rollouts-configmap {configmap}: allowed only in a pod (KUBERNETES_SERVICE_HOST is not set)"
-            )
-        shared = RolloutsConfigMap(Cluster.inside(host, port), configmap)
-        shared.restore(file)
-        yield
-        shared.publish(file)
-
-
 @app.command()
 def tick(
     home: HomeOption = Path(".graduate"),
@@ -124,16 +98,25 @@ def tick(
     drift_rows: RowsOption = 200,
     log: LogOption = None,
     rollouts_configmap: ConfigMapOption = None,
+    notify: Annotated[
+        bool,
+        typer.Option(help="Tell the webhooks of canary.notify; a serving monitor does it itself."),
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """One pass: measure, flag, move canaries, write it all down.
 
     Example: graduate monitor tick --home .graduate
     """
-    with _rollouts_in_cluster(home, rollouts_configmap):
-        bodies = _ticked((home, policy, database, since, drift_rows, log), route, move=True)
-    for body in bodies:
-        typer.echo(json.dumps(body)) if as_json else _say(body)
+    from monitoring.kube import rollouts_in_cluster
+    from router.home import Home
+
+    where = (home, policy, database, since, drift_rows, log)
+    with operator_errors(), rollouts_in_cluster(Home(home).rollouts, rollouts_configmap):
+        bodies = _ticked(where, route, move=True)
+    _print(bodies, as_json)
+    if notify:
+        _tell_others(where)
 
 
 @app.command()
@@ -153,24 +136,41 @@ def report(
 
     Example: graduate monitor report --route tickets --since 7d
     """
-    bodies = _ticked((home, policy, database, since, drift_rows, log), route, move=False)
+    _print(_ticked((home, policy, database, since, drift_rows, log), route, move=False), as_json)
+
+
+def _print(bodies: list[dict[str, Any]], as_json: bool) -> None:
+    """Routes' reports: one JSON list, whichever command measured them, or tables."""
+    from monitoring import show
+
     if as_json:
         typer.echo(json.dumps(bodies))
         return
     for body in bodies:
-        _say(body)
+        show.report(out, body)
     if not bodies:
         err.print("no route with a student in this policy")
 
 
-def _say(body: dict[str, Any]) -> None:
-    from monitoring import show
+def _tell_others(where: Where) -> None:
+    """After the tick, so that no slow receiver holds it up."""
+    import time
 
-    show.report(out, body)
+    from monitoring.notices import deliver
+    from router import policy_file
+
+    with operator_errors():
+        settings, store = _open(*where)
+        done = deliver(store, policy_file.load(settings.policy).policy, time.time())
+        store.close()
+    if done.failed:
+        err.print(
+            f"note: {done.failed} of canary.notify did not take it; the next tick tries again"
+        )
 
 
 def _ticked(
-    where: tuple[Path, Path | None, str | None, str, int, list[str] | None],
+    where: Where,
     route: str | None,
     *,
     move: bool,
@@ -207,6 +207,7 @@ def serve(
     since: SinceOption = "7d",
     drift_rows: RowsOption = 200,
     log: LogOption = None,
+    rollouts_configmap: ConfigMapOption = None,
 ) -> None:
     """Serve console, API and metrics, and tick again and again.
 
@@ -223,7 +224,11 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with operator_errors():
         settings, store = _open(home, policy, database, since, drift_rows, log)
-        settings = dataclasses.replace(settings, every_seconds=seconds_of("--every", every))
+        settings = dataclasses.replace(
+            settings,
+            every_seconds=seconds_of("--every", every),
+            rollouts_configmap=rollouts_configmap,
+        )
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -233,38 +238,6 @@ def serve(
                 raise OSError(message) from why
     err.print(f"monitor on http://{host}:{port}", highlight=False)
     uvicorn.run(create_app(settings, store), host=host, port=port, log_level="warning")
-
-
-@app.command()
-def rollout(
-    home: HomeOption = Path(".graduate"),
-    policy: PolicyOption = None,
-    database: DatabaseOption = None,
-    route: RouteOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Every move of the canaries, with its evidence.
-
-    Example: graduate monitor rollout --route tickets
-    """
-    import time
-
-    from rich.table import Table
-
-    with operator_errors():
-        _, store = _open(home, policy, database)
-        names = ("route", "at", "action", "share", "adapter", "evidence")
-        events = [{n: getattr(e, n) for n in names} for e in store.rollout_events(route)]
-    if as_json:
-        typer.echo(json.dumps(events))
-        return
-    table = Table("when (UTC)", "route", "move", "share", "adapter", "evidence")
-    for e in events:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(e["at"]))
-        table.add_row(
-            when, e["route"], e["action"], f"{100 * e['share']:.0f} %", e["adapter"], e["evidence"]
-        )
-    out.print(table)
 
 
 @review_app.callback(invoke_without_command=True)

@@ -5,6 +5,7 @@ MonitoringError
 ├── ReviewError      a verdict or an answer that the route does not allow
 │   ├── UnknownFlag  there is no such flag
 │   └── FlagTaken    somebody else has it, or it is decided already, or there is nothing to undo
+├── RolloutRefused   a person's order that a canary cannot carry out
 └── UnknownRoute     the policy has no such route
 """
 
@@ -27,6 +28,10 @@ class UnknownFlag(ReviewError):
 
 class FlagTaken(ReviewError):
     """The flag is not in the state that the step needs."""
+
+
+class RolloutRefused(MonitoringError):
+    """A person's order that a canary cannot carry out."""
 
 
 class UnknownRoute(MonitoringError):

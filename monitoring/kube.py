@@ -5,7 +5,10 @@ ConfigMap that the routers mount. The file is the truth while it is there; a mon
 from the ConfigMap. Needs the verbs get and patch on that one name. Knows nothing of rollouts but their text.
 """
 
+import contextlib
+import os
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,3 +133,27 @@ class RolloutsConfigMap:
         if not isinstance(body, dict):
             raise ClusterError(f"{what}: the answer is not an object")
         return body
+
+
+@contextlib.contextmanager
+def rollouts_in_cluster(file: Path, configmap: str | None) -> Iterator[None]:
+    """Around a change: the rollouts are taken from the ConfigMap when the home has lost them, and put there afterwards.
+
+    Args:
+        configmap: its name; None outside a cluster, where nothing is to do.
+
+    Raises:
+        ClusterError: not in a pod, or the API cannot be asked, or refuses.
+    """
+    if configmap is None:
+        yield
+        return
+    host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
+    if not host or not port:
+        raise ClusterError(
+            f"--rollouts-configmap {configmap}: allowed only in a pod (KUBERNETES_SERVICE_HOST is not set)"
+        )
+    shared = RolloutsConfigMap(Cluster.inside(host, port), configmap)
+    shared.restore(file)
+    yield
+    shared.publish(file)

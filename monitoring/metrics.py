@@ -89,6 +89,12 @@ class MonitorMetrics:
         )
         for result in ("ok", "error"):  # there from the start, or the first error is no increase
             self.ticks.labels(result)
+        self.notices = Counter(
+            "graduate_monitoring_notices", "Tries to tell a webhook of a canary's move, by result",
+            ["result"], registry=registry,
+        )  # fmt: skip
+        for result in ("ok", "error"):
+            self.notices.labels(result)
         self._shown: dict[tuple[Gauge, str], set[tuple[str, ...]]] = {}
 
     def show(self, route: str, report: dict[str, Any]) -> None:

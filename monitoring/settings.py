@@ -24,3 +24,5 @@ class MonitorSettings:
     """Chance that a drift window without drift alarms."""
     logs: tuple[str, ...] = ()
     """Traffic logs: folders of segments, shipped logs' folders or URLs, read as one; none is the home's own."""
+    rollouts_configmap: str | None = None
+    """In a cluster: the ConfigMap that is kept equal to the home's rollouts."""

@@ -310,7 +310,7 @@ def canary_advances(place: Place) -> None:
     served = [who for _, who in place.ask(LIVE[20:])]
     assert set(served) == {"student", "teacher"}
     until(lambda: compared(place) - before >= len(served))
-    moved = place.run("monitor", "tick", "--route", "mail")["rollout"]
+    moved = place.run("monitor", "tick", "--route", "mail")[0]["rollout"]
     assert moved["action"] == "advance", moved
     until(lambda: place.get("admin", "/policy")["rollouts"]["routes"]["mail"]["share"] == 1.0)
     answered = {who for _, who in place.ask(LIVE[20:40])}
