@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from router.difficulty import DifficultyModel, features
+from router.difficulty import FEATURES, DifficultyModel, features
 
 BUCKETS = 1 << 13
 LEAST_OF_EACH = 20
@@ -122,7 +122,7 @@ def save(model: DifficultyModel, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{model.name}.json"
     data = {
-        "name": model.name, "bias": model.bias, "buckets": model.buckets,
+        "features": FEATURES, "name": model.name, "bias": model.bias, "buckets": model.buckets,
         "weights": {str(slot): weight for slot, weight in sorted(model.weights.items())},
     }  # fmt: skip
     with tempfile.NamedTemporaryFile(

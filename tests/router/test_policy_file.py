@@ -197,7 +197,7 @@ def test_a_difficulty_model_that_is_not_there_or_broken_is_refused_at_its_key(
     problem = problem_of(path, folder)
     assert (problem.line, problem.key) == (11, "routes.mail.hybrid.difficulty.model")
     assert "bias" in problem.allowed or "buckets" in problem.allowed
-    model.write_text(json.dumps({"name": "hard", "bias": 0, "buckets": 8, "weights": {"1": 2}}))
+    model.write_text(json.dumps({"features": 2, "name": "hard", "bias": 0, "buckets": 8, "weights": {"1": 2}}))
     assert set(policy_file.load(path, None, folder).difficulty) == {"hard"}
     assert not policy_file.load(path).difficulty
 
