@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from router import wire
 from router.admission import Admission
+from router.cycle import Scope
 from router.errors import CallerError
 from router.home import Home
-from router.hot import HotRoute, Receive, Scope, Send, refusal
+from router.hot import HotRoute, Receive, Send, refusal
 from router.limits import Buckets
 from router.metrics import RouterMetrics
 from router.openapi import error_responses, hot_paths
@@ -103,6 +104,7 @@ class Router:
     def publish(self) -> None:
         """Set the gauges of what is looked up, not counted."""
         metrics = self.services.metrics
+        metrics.flush()
         metrics.log_drops.set(self.services.log.dropped)
         for name, state in self.breakers().items():
             metrics.breaker_open.labels(name).set(state != "closed")
@@ -119,6 +121,7 @@ class Router:
 
     def close(self) -> None:
         """Close the log, the callers' limits, the traces and idle connections."""
+        self.services.metrics.flush()
         self.services.log.close()
         self.services.admission.close()
         if self.services.tracing is not None:
@@ -132,13 +135,13 @@ class CallerApp:
 
     def __init__(self, router: Router) -> None:
         settings = router.settings
-        self._hot = HotRoute(router.services, lambda: router.state.force, settings.max_body_bytes)
+        self.hot = HotRoute(router.services, lambda: router.state.force, settings.max_body_bytes)
         self._rest = _caller_rest(router)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_hot = scope["type"] == "http" and scope["path"].startswith("/v1/")
         if is_hot and scope["path"] != "/v1/feedback":
-            await self._hot(scope, receive, send)
+            await self.hot(scope, receive, send)
         else:
             await self._rest(scope, receive, send)
 

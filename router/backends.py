@@ -37,6 +37,7 @@ class BackendClient:
         self.api_key = os.environ.get(config.api_key_env) if config.api_key_env else None
         """From the environment, None when none is named or set."""
         self.in_flight = 0
+        """Calls whose reply has not come to its end."""
         self._pool = Pool(Origin.parse(name, config.base_url), tls)
         self._loop = asyncio.get_running_loop()
 
@@ -44,10 +45,16 @@ class BackendClient:
         self,
         method: bytes,
         path: bytes,
-        headers: Sequence[Header],
+        headers: Sequence[Header] | bytes,
         body: bytes | AsyncIterable[bytes] = b"",
+        *,
+        may_wait: bool = True,
     ) -> Reply:
         """The head of the backend's reply; tried again as the policy says, never after the first byte.
+
+        Args:
+            headers: as `Pool.request` takes them.
+            may_wait: False where somebody else can answer at once: a backend that asks for time is then not waited for.
 
         Raises:
             BackendError: no answer: not connected, too late, too many calls in flight, or the breaker is open.
@@ -66,15 +73,17 @@ class BackendClient:
                     raise
                 logger.info("backend %s: try %d failed: %s", self.name, attempt, why.word)
             else:
-                again = self._wait_before_retry(reply, pause)
-                if last or again is None:
+                if last or reply.status < 429:
+                    return reply
+                again = self._wait_before_retry(reply, pause, may_wait)
+                if again is None:
                     return reply
                 reply.close()
                 pause = again
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _wait_before_retry(self, reply: Reply, pause: float) -> float | None:
+    def _wait_before_retry(self, reply: Reply, pause: float, may_wait: bool) -> float | None:
         """Seconds to wait before another try; None when the reply stands."""
         rule = self.config.retries
         limited = reply.status == 429 and "429" in rule.on
@@ -82,6 +91,8 @@ class BackendClient:
         if not (limited or failed):
             return None
         asked = reply.header(b"retry-after")
+        if not may_wait and (limited or asked is not None):
+            return None
         try:
             wait = max(pause, float(asked)) if asked is not None else pause
         except (
@@ -94,7 +105,7 @@ class BackendClient:
         self,
         method: bytes,
         path: bytes,
-        headers: Sequence[Header],
+        headers: Sequence[Header] | bytes,
         body: bytes | AsyncIterable[bytes],
     ) -> Reply:
         timeout = self.config.timeout
@@ -115,20 +126,30 @@ class BackendClient:
                 first_byte_seconds=timeout.first_token,
                 total_seconds=timeout.total,
             )
-        except BackendError:
-            self.breaker.failed(self._loop.time())
-            raise
-        finally:
+        except (
+            BaseException
+        ) as why:  # cancelled too: the caller has left before the backend had answered
             self.in_flight -= 1
+            if isinstance(why, BackendError):
+                self.breaker.failed(self._loop.time())
+            raise
         if reply.status >= 500:
             self.breaker.failed(self._loop.time())
+            reply.on_end = self._failed_reply_ended
         else:
             reply.on_end = self._ended
         return reply
 
-    def _ended(self, is_whole: bool) -> None:
+    def _ended(self, is_whole: bool | None) -> None:
         """Count a reply at its end: a head alone is no success, many a sick server still sends that."""
-        (self.breaker.succeeded if is_whole else self.breaker.failed)(self._loop.time())
+        self.in_flight -= 1
+        if is_whole:
+            self.breaker.succeeded(self._loop.time())
+        elif is_whole is False:
+            self.breaker.failed(self._loop.time())
+
+    def _failed_reply_ended(self, _: bool | None) -> None:
+        self.in_flight -= 1
 
     def cost(self, usage: Usage) -> float:
         """US dollars of one answer by the token prices."""

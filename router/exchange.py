@@ -11,7 +11,7 @@ in `decide`, `guard` and `compare`.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -48,7 +48,9 @@ class Outgoing:
     status: int
     headers: list[Header]
     body: bytes = b""
-    pieces: AsyncIterator[bytes] | None = None
+    pieces: AsyncGenerator[bytes, None] | None = None
+    close: Callable[[], None] | None = None
+    """What to call when the pieces are over or were never begun: a generator that never ran lets nothing go."""
 
 
 @dataclass(slots=True)
@@ -83,6 +85,10 @@ class Exchange:
         """The route's student, at the version that a rollout pins."""
         spec = self._student_spec
         rollout = self.force.loaded.rollouts.routes.get(self.decision.route)
+        fallback = self._route.fallback
+        replaced_at_once = (
+            purpose == "reply" and fallback.to == "teacher" and "overload" in fallback.on
+        )
         return StudentClient(
             self.force.backends[spec.backend],
             spec,
@@ -90,6 +96,7 @@ class Exchange:
             rollout.version if rollout else None,
             purpose,
             trace_headers(self.headers),
+            may_wait=not replaced_at_once,
         )
 
     async def reply(self) -> Outgoing:
@@ -121,7 +128,8 @@ class Exchange:
             reply = await teacher.open(self.request, self.headers)
             if self.request.stream and reply.status == 200 and _is_stream(reply):
                 headers = self.recorder.headers(reply_headers(reply.headers), "teacher")
-                return Outgoing(200, headers, pieces=self._teacher_pieces(teacher, reply, began))
+                pieces = self._teacher_pieces(teacher, reply, began)
+                return Outgoing(200, headers, pieces=pieces, close=reply.close)
             body = await reply.read()
         except BackendError as why:
             self.recorder.answers.append(
@@ -147,7 +155,7 @@ class Exchange:
 
     async def _teacher_pieces(
         self, teacher: TeacherClient, reply: Reply, began: float
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The teacher's events as they come. The piece that ends them waits until the record is on disk."""
         loop = asyncio.get_running_loop()
         stream, first, error = StreamView(), None, None
@@ -267,7 +275,7 @@ class Exchange:
             self.recorder.answers.append(stream.answer or student.failure(None))
             return await self._fall_back(self.recorder.answers[-1].error or "empty")
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncGenerator[bytes, None]:
             frames = wire.ChunkFrames(
                 self.recorder.id,
                 self.request.model,
@@ -336,7 +344,7 @@ def begin(
     services: Services,
     force: InForce,
     request: RequestView,
-    headers: Iterable[Header],
+    headers: tuple[Header, ...],
     key: KeyEntry | None = None,
 ) -> Exchange:
     """An exchange with its decision made.
@@ -349,7 +357,7 @@ def begin(
         permit(key, decision.route)
     route = None if decision.route == DEFAULT else force.loaded.policy.routes[decision.route]
     trace = services.tracing.begin(request.path, request.headers) if services.tracing else None
-    passed = trace.replaced(headers) if trace else tuple(headers)
+    passed = trace.replaced(headers) if trace else headers
     recorder = Recorder(services, force, request, decision, route, key, trace)
     return Exchange(services, force, request, passed, decision, route, recorder)
 
@@ -359,6 +367,6 @@ def _is_stream(reply: Reply) -> bool:
     return kind.startswith(b"text/event-stream")
 
 
-async def _each(events: list[bytes]) -> AsyncIterator[bytes]:
+async def _each(events: list[bytes]) -> AsyncGenerator[bytes, None]:
     for event in events:
         yield event

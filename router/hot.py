@@ -1,29 +1,39 @@
-"""The hot route: `/v1/*` as plain ASGI, without a framework between socket and exchange.
+"""The hot route: `/v1/*` without a framework between socket and exchange.
 
-Reads the body once, hands it to an exchange or passes it through, writes the reply; turns the caller's faults into
+What routes apply to comes whole from our own protocol, or by plain ASGI where it comes in pieces or under another
+server; the rest by ASGI. Reads the body once, hands it to an exchange or passes it through, writes the reply; turns the caller's faults into
 OpenAI's error bodies. A caller that goes away cancels what runs for it.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from typing import Any
 
 import msgspec
 
 from router import wire
 from router.auth import KeyEntry, permit
+from router.cycle import CONNECTION, Cycle, Scope
 from router.decide import DEFAULT
 from router.errors import BackendError, CallerError, LimitExceeded, TooLarge
 from router.exchange import BrokenStream, Outgoing, begin
-from router.protocol import CONNECTION, Cycle
+from router.heads import Head
 from router.services import InForce, Services
 from router.teacher import reply_headers, request_headers
 from router.transport import Header
 
 logger = logging.getLogger(__name__)
 
-Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -58,9 +68,27 @@ async def read_body(receive: Receive, limit: int) -> bytes:
             if size > limit:
                 raise TooLarge(f"the body has more than {limit} bytes")
         body = b"".join(parts)
+    return _within(body, limit)
+
+
+def _within(body: bytes, limit: int) -> bytes:
     if len(body) > limit:
         raise TooLarge(f"the body has {len(body)} bytes; allowed: {limit}")
     return body
+
+
+class _AsgiReplies:
+    """A `Cycle`'s replies by plain ASGI, under a server that is not ours; that one tells of no caller's leaving."""
+
+    disconnected = caller_left = False
+    may_cancel = False
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+
+    async def reply_whole(self, status: int, headers: Sequence[Header], body: bytes) -> None:
+        """The whole reply."""
+        await _send_whole(self.send, status, headers, body)
 
 
 class HotRoute:
@@ -73,10 +101,32 @@ class HotRoute:
         self._in_force = in_force
         self._max_body_bytes = max_body_bytes
 
+    def takes(self, head: Head) -> bool:
+        """Whether a whole request may come by `answer`, past ASGI's messages."""
+        return head.method == "POST" and head.path in DECIDED
+
+    async def answer(self, cycle: Cycle) -> None:
+        """A request to one of `DECIDED` whose body is there."""
+        try:
+            head = cycle.head
+            key = self._admit(head.names)
+            body = _within(cycle.whole_body, self._max_body_bytes)
+            await self._decided(head.path, head.headers, head.names, key, body, cycle)
+        except CallerGone:
+            return
+        except CallerError as why:
+            await cycle.reply_whole(why.status, *self._refusal(why))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if scope["method"] == "POST" and scope["path"] in DECIDED:
-                await self._decided(scope, receive, send)
+                headers: list[Header] = scope["headers"]
+                names = _by_name(headers)
+                key = self._admit(names)
+                body = await read_body(receive, self._max_body_bytes)
+                cycle: Cycle | None = scope.get("extensions", {}).get(CONNECTION)
+                replies = cycle or _AsgiReplies(send)
+                await self._decided(scope["path"], tuple(headers), names, key, body, replies)
             elif scope["method"] == "GET" and scope["path"] == "/v1/models":
                 await self._models(scope, send)
             else:
@@ -84,27 +134,35 @@ class HotRoute:
         except CallerGone:
             return
         except CallerError as why:
-            self._services.metrics.refusals.labels(str(why.status)).inc()
-            await _send_whole(send, why.status, *refusal(why))
+            await _send_whole(send, why.status, *self._refusal(why))
 
-    async def _decided(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers: list[Header] = scope["headers"]
-        known = _by_name(headers)
-        key = self._admit(known)
-        body = await read_body(receive, self._max_body_bytes)
-        request = wire.parse(scope["path"], known, body, key.name if key else None)
+    def _refusal(self, why: CallerError) -> tuple[list[Header], bytes]:
+        self._services.metrics.refusals.labels(str(why.status)).inc()
+        return refusal(why)
+
+    async def _decided(
+        self,
+        path: str,
+        headers: tuple[Header, ...],
+        names: Mapping[str, str],
+        key: KeyEntry | None,
+        body: bytes,
+        replies: "Cycle | _AsgiReplies",
+    ) -> None:
+        """One request that routes apply to, its reply included."""
+        request = wire.parse(path, names, body, key.name if key else None)
+        if replies.disconnected:
+            raise CallerGone
         exchange = begin(self._services, self._in_force(), request, headers, key)
-        connection: Cycle | None = scope.get("extensions", {}).get(CONNECTION)
-        if connection is not None:
-            connection.may_cancel = True
+        replies.may_cancel = True
         try:
             outgoing = await exchange.reply()
             if outgoing.pieces is None:
-                await _send_whole(send, outgoing.status, outgoing.headers, outgoing.body)
+                await replies.reply_whole(outgoing.status, outgoing.headers, outgoing.body)
             else:
-                await _send_pieces(send, outgoing, outgoing.pieces)
+                await _send_pieces(replies.send, outgoing, outgoing.pieces)
         except asyncio.CancelledError:
-            if connection is None or not connection.caller_left:
+            if not replies.caller_left:
                 raise
             exchange.abandoned()
 
@@ -169,7 +227,7 @@ class HotRoute:
             error = wire.error_body(str(why), "api_error", f"backend_{why.word}")
             await _send_whole(send, status, [(b"content-type", b"application/json")], error)
             return
-        outgoing = Outgoing(reply.status, _with_length(reply.headers))
+        outgoing = Outgoing(reply.status, _with_length(reply.headers), close=reply.close)
         await _send_pieces(send, outgoing, reply.stream())
 
 
@@ -201,23 +259,31 @@ async def _upload(receive: Receive) -> AsyncIterator[bytes]:
             return
 
 
-async def _send_whole(send: Send, status: int, headers: list[Header], body: bytes) -> None:
+async def _send_whole(send: Send, status: int, headers: Sequence[Header], body: bytes) -> None:
     framed = [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": framed})
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_pieces(send: Send, outgoing: Outgoing, pieces: AsyncIterator[bytes]) -> None:
+async def _send_pieces(send: Send, outgoing: Outgoing, pieces: AsyncGenerator[bytes, None]) -> None:
     """A reply in pieces. A stream that broke ends without its last chunk, so that the caller's client notices."""
-    await send(
-        {"type": "http.response.start", "status": outgoing.status, "headers": outgoing.headers}
-    )
-    # The head does not wait for the first piece: clients have timeouts for it.
-    await send({"type": "http.response.body", "body": b"", "more_body": True})
     try:
-        async for piece in pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        async with contextlib.aclosing(pieces):
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": outgoing.status,
+                    "headers": outgoing.headers,
+                }
+            )
+            # The head does not wait for the first piece: clients have timeouts for it.
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
     except (BrokenStream, BackendError) as why:
         logger.warning("a stream broke off: %s", why)
         raise ConnectionResetError(str(why)) from why
+    finally:
+        if outgoing.close is not None:
+            outgoing.close()
     await send({"type": "http.response.body", "body": b""})

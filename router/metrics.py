@@ -1,16 +1,31 @@
 """What the router counts. Labels come from the policy (route, backend, adapter) or from small closed sets, never from a request.
 
 With several workers prometheus_client keeps the values in files (`PROMETHEUS_MULTIPROC_DIR`, set before this module is
-imported), and the admin page adds them up.
+imported), and the admin page adds them up. What every request counts is gathered in plain numbers (`tally`) and flushed
+when a registry is read, and every half second for the files: a worker that is killed loses that much of its counts.
 """
 
 import os
+from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client.registry import Collector
 
 from router.records import Answer, Comparison
+from router.tally import AnswerTally, ReplyTally, Spread, WholeHistogram
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class _FlushFirst(Collector):
+    """Has no metrics of its own: registered before all others, it sees to it that they are up to date when read."""
+
+    def __init__(self, metrics: "RouterMetrics") -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        self._metrics.flush()
+        return ()
 
 
 class RouterMetrics:
@@ -18,43 +33,55 @@ class RouterMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        # What is counted with each request, by its labels; `labels()` costs more than counting.
+        self._by_reply: dict[tuple[str, str, int], ReplyTally] = {}
+        self._by_answer: dict[tuple[str, ...], AnswerTally] = {}
+        registry.register(_FlushFirst(self))
+        self._count_requests(registry)
+        self._count_answers(registry)
+        self._count_troubles(registry)
+        self._show_what_is_in_force(registry)
+
+    def _count_requests(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "graduate_router_requests",
             "Requests, by who answered and with what status class",
             ["route", "served_by", "status"],
             registry=registry,
         )
-        self.seconds = Histogram(
+        self.seconds = WholeHistogram(
             "graduate_router_request_seconds",
             "From the request's last byte in to the reply's last byte out",
             ["route", "served_by"],
             buckets=SECONDS,
             registry=registry,
         )
+        self.comparisons = Counter(
+            "graduate_router_comparisons",
+            "Student against teacher on one request: agree, disagree, student_form, teacher_form",
+            ["route", "result"],
+            registry=registry,
+        )
+
+    def _count_answers(self, registry: CollectorRegistry) -> None:
         self.answers = Counter(
             "graduate_router_answers",
             "Answers of backends, by purpose and outcome (ok, guard, or the error's word)",
             ["route", "backend", "adapter", "role", "purpose", "outcome"],
             registry=registry,
         )
-        self.answer_seconds = Histogram(
+        self.answer_seconds = WholeHistogram(
             "graduate_router_answer_seconds",
             "How long backends took",
             ["route", "role"],
             buckets=SECONDS,
             registry=registry,
         )
-        self.first_token_seconds = Histogram(
+        self.first_token_seconds = WholeHistogram(
             "graduate_router_first_token_seconds",
             "Until the first piece of a streamed answer",
             ["route", "role"],
             buckets=SECONDS,
-            registry=registry,
-        )
-        self.fallbacks = Counter(
-            "graduate_router_fallbacks",
-            "Student answers that the teacher's replaced, by reason (a guard rule, an error's word, confidence)",
-            ["route", "reason"],
             registry=registry,
         )
         self.tokens = Counter(
@@ -69,10 +96,12 @@ class RouterMetrics:
             ["route", "role"],
             registry=registry,
         )
-        self.comparisons = Counter(
-            "graduate_router_comparisons",
-            "Student against teacher on one request: agree, disagree, student_form, teacher_form",
-            ["route", "result"],
+
+    def _count_troubles(self, registry: CollectorRegistry) -> None:
+        self.fallbacks = Counter(
+            "graduate_router_fallbacks",
+            "Student answers that the teacher's replaced, by reason (a guard rule, an error's word, confidence)",
+            ["route", "reason"],
             registry=registry,
         )
         self.shadow_drops = Counter(
@@ -93,6 +122,8 @@ class RouterMetrics:
             ["status"],
             registry=registry,
         )
+
+    def _show_what_is_in_force(self, registry: CollectorRegistry) -> None:
         self.policy_loads = Counter(
             "graduate_router_policy_loads",
             "Policy files read after a change, by result",
@@ -134,11 +165,6 @@ class RouterMetrics:
         )
         for result in ("ok", "error"):  # a counter that is born at 1 never rose
             self.policy_loads.labels(result)
-        # Labelled children by what they were looked up with: `labels()` costs more than counting.
-        self._by_reply: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._by_answer: dict[
-            tuple[str, ...], tuple[Counter, Histogram, Counter, Counter, Counter]
-        ] = {}
 
     def show_policy(self, digest: str, before: str | None, loaded_at: float) -> None:
         """The policy in force, and the one that was."""
@@ -154,38 +180,47 @@ class RouterMetrics:
         key = (route, served_by, status // 100)
         found = self._by_reply.get(key)
         if found is None:
-            found = self._by_reply[key] = (
+            found = self._by_reply[key] = ReplyTally(
                 self.requests.labels(route, served_by, f"{status // 100}xx"),
-                self.seconds.labels(route, served_by),
+                Spread(self.seconds.labels(route, served_by), SECONDS),
             )
-        found[0].inc()
-        found[1].observe(seconds)
+        found.replies += 1
+        found.seconds.observe(seconds)
 
     def count_answer(self, route: str, answer: Answer) -> None:
         """Count a backend's answer."""
         outcome = answer.error or ("guard" if answer.verdict else "ok")
-        adapter = answer.adapter or ""
-        key = (route, answer.backend, adapter, answer.role, answer.purpose, outcome)
+        key = (
+            route, answer.backend, answer.adapter or "", answer.role, answer.purpose, outcome,
+        )  # fmt: skip
         found = self._by_answer.get(key)
         if found is None:
-            found = self._by_answer[key] = (
-                self.answers.labels(*key),
-                self.answer_seconds.labels(route, answer.role),
-                self.tokens.labels(route, answer.role, "input"),
-                self.tokens.labels(route, answer.role, "output"),
-                self.cost_usd.labels(route, answer.role),
-            )
-        answers, seconds, tokens_in, tokens_out, cost = found
-        answers.inc()
-        seconds.observe(answer.latency_seconds)
+            found = self._by_answer[key] = self._answer_tally(key, route, answer.role)
+        found.answers += 1
+        found.seconds.observe(answer.latency_seconds)
         usage = answer.usage
-        if usage.prompt_tokens or usage.completion_tokens:
-            tokens_in.inc(usage.prompt_tokens)
-            tokens_out.inc(usage.completion_tokens)
-        if answer.cost_usd:
-            cost.inc(answer.cost_usd)
+        found.input_tokens += usage.prompt_tokens
+        found.output_tokens += usage.completion_tokens
+        found.cost_usd += answer.cost_usd
         if answer.first_token_seconds is not None:
-            self.first_token_seconds.labels(route, answer.role).observe(answer.first_token_seconds)
+            found.first_token_seconds.observe(answer.first_token_seconds)
+
+    def _answer_tally(self, key: tuple[str, ...], route: str, role: str) -> AnswerTally:
+        return AnswerTally(
+            self.answers.labels(*key),
+            self.tokens.labels(route, role, "input"),
+            self.tokens.labels(route, role, "output"),
+            self.cost_usd.labels(route, role),
+            Spread(self.answer_seconds.labels(route, role), SECONDS),
+            Spread(self.first_token_seconds.labels(route, role), SECONDS),
+        )
+
+    def flush(self) -> None:
+        """Give what was counted to the registry's metrics; with several workers, to the files that their parent reads."""
+        for replies in self._by_reply.values():
+            replies.flush()
+        for answers in self._by_answer.values():
+            answers.flush()
 
     def count_comparison(self, route: str, comparison: Comparison | None) -> None:
         """Count a comparison at once, so that dashboards need not wait for the monitor."""

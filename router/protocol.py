@@ -1,211 +1,253 @@
-"""The HTTP protocol of callers' connections: uvicorn's, with bounds that it lacks, and less work for a reply.
+"""The HTTP protocol of callers' connections: httptools' parser under uvicorn's server, with bounds.
 
 A head may have so many bytes and take so long, and a body may pause so long, before the connection is given up with an
 error in OpenAI's form: without bounds one slow client holds a connection for ever. A request that comes in one piece,
-as nearly all do, costs no timer. A reply's head goes out with the first piece of its body, in one write. A caller that
-goes away cancels the application's task if the application said that it may be.
+as nearly all do, is handed on as a whole, past ASGI; any other goes the way of ASGI. A caller that goes away cancels
+the application's task if the application said that it may be.
 """
 
 import asyncio
-import http
-from typing import Any, Literal
+import logging
+from collections import deque
+from typing import Any, Literal, cast
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+from uvicorn.server import ServerState
 
 from router import wire
+from router.cycle import Cycle, WholeApp
+from router.deadline import NEVER, Deadline
+from router.heads import Head, KnownHeads
+from router.transport import Header
 
-CONNECTION = "graduate.connection"
-"""Name of the scope's extension: the `Cycle` of the request."""
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus
-}  # fmt: skip
+logger = logging.getLogger(__name__)
 
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
-class Cycle(RequestResponseCycle):
-    """One request and its reply."""
-
-    may_cancel = False
-    """Set by the application: its task may be cancelled when the caller goes away."""
-    caller_left = False
-    task: asyncio.Task[None] | None = None
-
-    async def send(self, message: Any) -> None:
-        """The reply's parts, as ASGI names them."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            return
-        if message["type"] == "http.response.start":
-            self.response_started = True
-            self.waiting_for_100_continue = False
-            self._head = self._head_of(message["status"], message.get("headers", ()))
-            return
-        body = message.get("body", b"")
-        more_body = message.get("more_body", False)
-        parts = [self._head] if self._head else []
-        self._head = b""
-        if self.scope["method"] == "HEAD":
-            pass
-        elif self.chunked_encoding:
-            if body:
-                parts += (b"%x\r\n" % len(body), body, b"\r\n")
-            if not more_body:
-                parts.append(b"0\r\n\r\n")
-        else:
-            parts.append(body)
-        self.transport.write(b"".join(parts))
-        if not more_body:
-            self.response_complete = True
-            self.message_event.set()
-            if not self.keep_alive:
-                self.transport.close()
-            self.on_response()
-
-    _head = b""
-
-    def _head_of(self, status: int, headers: Any) -> bytes:
-        """Status line and headers; without a length the body is sent in chunks."""
-        known = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        parts = [known]
-        self.chunked_encoding = self.scope["method"] != "HEAD" and status not in (204, 304)
-        for name, value in headers:
-            if name == b"content-length":
-                self.chunked_encoding = False
-            elif name == b"connection" and b"close" in value.lower():
-                self.keep_alive = False
-                continue
-            parts += (name, b": ", value, b"\r\n")
-        if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-        if self.chunked_encoding:
-            parts.append(b"transfer-encoding: chunked\r\n")
-        parts.append(b"\r\n")
-        return b"".join(parts)
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """One caller's connection. The bounds are class attributes: `bounded` makes a class with others."""
+class CallerConnection(asyncio.Protocol):
+    """One caller's connection. Bounds and application are class attributes: `bounded` makes a class with others."""
 
     max_head_bytes = 64 << 10
     head_seconds = 15.0
     """From a connection, or a head's first byte, to the head's last."""
     body_seconds = 30.0
     """Between two pieces of a body that we are ready to take."""
+    idle_seconds = 75.0
+    """From a reply to the next request."""
+    whole: WholeApp | None = None
+    """Who takes whole requests past ASGI."""
+    known = KnownHeads()
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self.loop = _loop or asyncio.get_running_loop()
+        self.app_state = app_state
+        self._app = config.loaded_app
+        self._server_state = server_state
+        self._parser = httptools.HttpRequestParser(self)
         self._reading: Literal["nothing", "head", "body"] = "nothing"
         self._head_bytes = 0
         self._gave_up = False
-        self._late: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(self.loop, self._too_late)
+        self._cycle: Cycle | None = None
+        """The newest request."""
+        self._begun: Cycle | None = None
+        """A request whose head is there and that nobody answers yet: its body may be there in a moment."""
+        self._waiting: deque[Cycle] = deque()
+        """Requests that were sent without waiting for the reply before."""
+        self._url = b""
+        self._headers: list[Header] = []
+        self._says_continue = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._late = self.loop.call_later(self.head_seconds, self._too_late)
+    # what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports have asyncio's methods without being its subclasses.
+        self.transport = cast(asyncio.Transport, transport)
+        self.flow = FlowControl(self.transport)
+        self.server, self.client = get_local_addr(self.transport), get_remote_addr(self.transport)
+        self.scheme = "https" if is_ssl(self.transport) else "http"
+        self._server_state.connections.add(self)  # type: ignore[arg-type]
+        self._deadline.move(self.loop.time() + self.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._wait_no_longer()
-        cycle: Cycle | None = self.cycle  # type: ignore[assignment]
-        if cycle is not None and cycle.may_cancel and not cycle.response_complete:
-            cycle.caller_left = True
-            if cycle.task is not None:
-                cycle.task.cancel()
-        super().connection_lost(exc)
+        self._deadline.stop()
+        self._server_state.connections.discard(self)
+        if self._cycle is not None:
+            self._cycle.leave()
+        self.flow.resume_writing()
+
+    def pause_writing(self) -> None:
+        self.flow.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.flow.resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._gave_up:
             return
+        is_first = self._reading == "nothing" and self._is_free()
+        if is_first and (found := self.known.find(data)):
+            self._deadline.at = NEVER
+            self._cycle = Cycle(self, *found, is_whole=True)
+            self._start(self._cycle)
+            return
         if self._reading != "body":
             self._head_bytes += len(data)
-        super().data_received(data)
-        if self._reading == "nothing":
-            self._wait_no_longer()
-        elif self._reading == "head":
-            if self._head_bytes > self.max_head_bytes:
-                self._head_too_large()
-            elif self._late is None:
-                self._late = self.loop.call_later(self.head_seconds, self._too_late)
-        else:
-            self._wait_no_longer()
-            self._late = self.loop.call_later(self.body_seconds, self._too_late)
+        self._parse(data)
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            self._start(begun)
+        if self._reading != "nothing":
+            self._wait_for_more()
+        elif not self._is_free():
+            self._deadline.at = NEVER
+            if is_first and self._cycle is not None and self._takes_whole(self._cycle):
+                self.known.keep(data, self._cycle.head)
+        elif self._cycle is not None:  # the rest of a request that was answered before it was whole
+            self._deadline.move(self.loop.time() + self.idle_seconds)
+
+    def _is_free(self) -> bool:
+        return self._cycle is None or self._cycle.response_complete
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            logger.warning("a caller asked for another protocol; it is answered in HTTP/1.1")
+        except httptools.HttpParserError:
+            self._give_up(400, "Invalid HTTP request received.")
+
+    def _wait_for_more(self) -> None:
+        if self._reading == "body":
+            self._deadline.move(self.loop.time() + self.body_seconds)
+        elif self._head_bytes > self.max_head_bytes:
+            self._head_too_large()
+        elif self._is_new_head:
+            self._is_new_head = False
+            self._deadline.move(self.loop.time() + self.head_seconds)
+
+    # what httptools calls
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
         self._reading = "head"
+        self._is_new_head = (
+            self._cycle is not None
+        )  # the first one's time began with the connection
+        self._url, self._headers, self._says_continue = b"", [], False
+
+    _is_new_head = False
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self._says_continue = True
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._reading = "body"
         self._head_bytes = 0
-        if sum([len(name) + len(value) for name, value in self.headers]) > self.max_head_bytes:
+        if sum([len(name) + len(value) for name, value in self._headers]) > self.max_head_bytes:
             self._head_too_large()
         if self._gave_up:
             return
-        cycle = self._new_cycle()
-        before, self.cycle = self.cycle, cycle
-        if before is None or before.response_complete:
-            self._start_asgi_task(cycle, self.app)
+        cycle = Cycle(self, self._head(), is_whole=False, says_continue=self._says_continue)
+        is_free, self._cycle = self._is_free() and self._begun is None, cycle
+        if is_free:
+            self._begun = cycle
         else:  # requests that were sent without waiting for replies are answered one by one
             self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))
+            self._waiting.append(cycle)
 
-    def _new_cycle(self) -> Cycle:
-        """The request as its application sees it."""
-        version = self.parser.get_http_version()
-        url = httptools.parse_url(self.url)
-        raw_path = url.path
-        path = raw_path.decode("ascii")
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["http_version"] = version
-        scope["path"] = unquote(path) if "%" in path else path
-        scope["raw_path"] = raw_path
-        scope["query_string"] = url.query or b""
-        cycle = Cycle(
-            scope=self.scope, transport=self.transport, flow=self.flow, logger=self.logger,
-            access_logger=self.access_logger, access_log=False, default_headers=[],
-            message_event=asyncio.Event(), expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )  # fmt: skip
-        scope["extensions"] = {CONNECTION: cycle}
-        return cycle
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        task = self.loop.create_task(cycle.run_asgi(app))
-        cycle.task = task  # type: ignore[attr-defined]
-        task.add_done_callback(self.tasks.discard)
-        self.tasks.add(task)
+    def _head(self) -> Head:
+        version = self._parser.get_http_version()
+        url = httptools.parse_url(self._url)
+        path = url.path.decode("ascii")
+        return Head(
+            self._parser.get_method().decode("ascii"),
+            unquote(path) if "%" in path else path,
+            url.path,
+            url.query or b"",
+            version,
+            tuple(self._headers),
+            {name.decode("latin-1"): value.decode("latin-1") for name, value in self._headers},
+            version != "1.0" and self._parser.should_keep_alive(),
+        )
 
     def on_body(self, body: bytes) -> None:
-        if not self._gave_up:
-            super().on_body(body)
+        if self._gave_up or self._cycle is None or self._cycle.response_complete:
+            return
+        if self._cycle.take(body):
+            self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         self._reading = "nothing"
-        if not self._gave_up:
-            super().on_message_complete()
+        if self._gave_up or self._cycle is None:
+            return
+        self._cycle.take_end()
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            self._start(begun)
 
-    def send_400_response(self, msg: str) -> None:
-        """What is not HTTP is told so in OpenAI's form."""
-        self._give_up(400, msg)
+    # answering
 
-    def _wait_no_longer(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _takes_whole(self, cycle: Cycle) -> bool:
+        return self.whole is not None and cycle.is_whole and self.whole.takes(cycle.head)
+
+    def _start(self, cycle: Cycle) -> None:
+        if self.whole is not None and self._takes_whole(cycle):
+            answering = cycle.run(self.whole.answer, cycle)
+        else:
+            answering = cycle.run(self._app, cycle.scope(), cycle.receive, cycle.send)
+        cycle.task = task = self.loop.create_task(answering)
+        self._server_state.tasks.add(task)
+        task.add_done_callback(self._server_state.tasks.discard)
+
+    def reply_completed(self) -> None:
+        """The reply's last byte is written: the next request may come, or wait no longer."""
+        self._server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self._waiting:
+            self._start(self._waiting.popleft())
+        elif self._reading == "nothing":
+            self._deadline.move(self.loop.time() + self.idle_seconds)
+
+    def shutdown(self) -> None:
+        """The server ends: answer what is under way, take no more."""
+        if self._cycle is None or self._cycle.response_complete:
+            self.transport.close()
+        else:
+            self._cycle.close_after_reply()
+
+    # giving up
 
     def _too_late(self) -> None:
-        self._late = None
-        if self._reading != "body":
-            self._give_up(408, f"no whole request head within {self.head_seconds:g} s")
-        elif self.flow.read_paused:  # not the caller's fault: we are not taking anything
-            self._late = self.loop.call_later(self.body_seconds, self._too_late)
+        if self._reading == "body":
+            if self.flow.read_paused:  # not the caller's fault: we are not taking anything
+                self._wait_for_more()
+            else:
+                self._give_up(408, f"nothing of the body came for {self.body_seconds:g} s")
+        elif self._reading == "nothing" and self._cycle is not None:  # idle since its last reply
+            self.transport.close()
         else:
-            self._give_up(408, f"nothing of the body came for {self.body_seconds:g} s")
+            self._give_up(408, f"no whole request head within {self.head_seconds:g} s")
 
     def _head_too_large(self) -> None:
         self._give_up(431, f"the request's head has more than {self.max_head_bytes} bytes")
@@ -214,7 +256,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._gave_up or self.transport.is_closing():
             return
         self._gave_up = True
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+        if self._cycle is None or not self._cycle.response_started or self._cycle.response_complete:
             body = wire.error_body(message, "invalid_request_error")
             head = (
                 b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\n"
@@ -224,9 +266,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def bounded(max_head_bytes: int, head_seconds: float, body_seconds: float) -> type[BoundedProtocol]:
-    """The protocol with these bounds."""
-    bounds = {
+def bounded(
+    max_head_bytes: int,
+    head_seconds: float,
+    body_seconds: float,
+    idle_seconds: float,
+    whole: WholeApp | None = None,
+) -> type[CallerConnection]:
+    """The protocol with these bounds, and who takes whole requests."""
+    given = {
         "max_head_bytes": max_head_bytes, "head_seconds": head_seconds, "body_seconds": body_seconds,
+        "idle_seconds": idle_seconds, "whole": whole, "known": KnownHeads(),
     }  # fmt: skip
-    return type("BoundedProtocol", (BoundedProtocol,), bounds)
+    return type("CallerConnection", (CallerConnection,), given)

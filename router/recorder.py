@@ -3,6 +3,7 @@
 The record is on its way to the disk before the reply's last byte leaves: whoever replies calls `write` first.
 """
 
+import functools
 import time
 from dataclasses import dataclass, field
 
@@ -152,5 +153,6 @@ class Recorder:
         return compare(self.route.answer, student, teacher)
 
 
+@functools.lru_cache(maxsize=1024)
 def _header_text(text: str) -> bytes:
     return text.encode("ascii", "replace").replace(b"\n", b" ").replace(b"\r", b" ")[:512]

@@ -66,14 +66,18 @@ def settle_memory() -> None:
 def caller_server(router: Router) -> Server:
     """The callers' server."""
     settings = router.settings
-    protocol = bounded(settings.max_head_bytes, settings.head_seconds, settings.body_seconds)
+    app = CallerApp(router)
+    protocol = bounded(
+        settings.max_head_bytes,
+        settings.head_seconds,
+        settings.body_seconds,
+        KEEP_ALIVE_SECONDS,
+        app.hot,
+    )
     return Server(
         uvicorn.Config(
-            CallerApp(router),
+            app,
             http=protocol,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             proxy_headers=False,
             ws="none",
             **common(settings),

@@ -9,25 +9,26 @@ events into streams of status 200.
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from lorax.errors import parse_error
-from lorax.types import Parameters, Request, Response, StreamResponse
+from lorax.types import Parameters, Request, StreamResponse
 from pydantic import ValidationError
 
 from router.answer_spec import AnswerKind
 from router.backends import BackendClient
 from router.errors import BackendError
+from router.lorax_reply import read_response
 from router.policy import Student
 from router.prompt import render
 from router.records import NO_BODY, Answer, Purpose, Usage
-from router.transport import Header, Reply
+from router.transport import Header, Reply, header_lines
 from router.wire import RequestView, read_reply
 
-JSON_HEADERS: tuple[Header, ...] = ((b"content-type", b"application/json"), (b"accept", b"*/*"))
+_JSON_LINES = b"content-type: application/json\r\naccept: */*\r\n"
 _FINISH = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 """LoRAX's finish reasons in OpenAI's words; its own OpenAI routes call a stop sequence `content_filter`."""
 
@@ -66,6 +67,8 @@ class StudentClient:
     purpose: Purpose = "reply"
     trace: tuple[Header, ...] = ()
     """The request's trace context: the only headers of a caller that a student is sent."""
+    may_wait: bool = True
+    """False where the teacher answers when the student asks for time: a caller has more of that than of patience."""
     _adapter: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
@@ -77,7 +80,7 @@ class StudentClient:
         began = loop.time()
         path, body = self._question(request, stream=False)
         try:
-            reply = await self.client.send(b"POST", path, (*JSON_HEADERS, *self.trace), body)
+            reply = await self._send(path, body)
             data = await reply.read()
         except BackendError as why:
             return self._failed(why.word, loop.time() - began)
@@ -87,6 +90,10 @@ class StudentClient:
         if path == b"/generate":
             return self._native(data, reply, seconds)
         return self._openai(data, reply, seconds)
+
+    def _send(self, path: bytes, body: bytes) -> Coroutine[Any, Any, Reply]:
+        headers = _JSON_LINES + header_lines(self.trace) if self.trace else _JSON_LINES
+        return self.client.send(b"POST", path, headers, body, may_wait=self.may_wait)
 
     def _question(self, request: RequestView, *, stream: bool) -> tuple[bytes, bytes]:
         """Path and body. With a template the rendered prompt goes out raw, without one the chat as it came."""
@@ -134,7 +141,7 @@ class StudentClient:
 
     def _native(self, data: bytes, reply: Reply, seconds: float) -> Answer:
         try:
-            found = Response.model_validate_json(data)
+            found = read_response(data)
         except ValidationError:
             return self._failed("garbage", seconds, 200)
         details = found.details
@@ -170,7 +177,7 @@ class StudentClient:
         loop = asyncio.get_running_loop()
         began = loop.time()
         path, body = self._question(request, stream=True)
-        reply = await self.client.send(b"POST", path, (*JSON_HEADERS, *self.trace), body)
+        reply = await self._send(path, body)
         found = StudentStream(_empty())
         if reply.status != 200:
             data = await reply.read()

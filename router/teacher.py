@@ -5,7 +5,8 @@ model's name.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -14,7 +15,7 @@ from router.auth import KEY_HEADERS
 from router.backends import BackendClient
 from router.errors import BackendError
 from router.records import NO_BODY, Answer, Purpose
-from router.transport import Header, Reply
+from router.transport import Header, Reply, header_lines
 from router.wire import EMPTY_REPLY, ReplyView, RequestView, read_reply
 
 _HOP_BY_HOP = frozenset(
@@ -57,9 +58,17 @@ def request_headers(
     return passed
 
 
+@functools.lru_cache(maxsize=1024)
+def _request_lines(headers: tuple[Header, ...], api_key: str | None, drop_key: bool) -> bytes:
+    """`request_headers` as they go out. A caller sends the same ones again and again."""
+    return header_lines(request_headers(headers, api_key, drop_key=drop_key, identity=True))
+
+
 def reply_headers(headers: Iterable[Header]) -> list[Header]:
     """The teacher's headers for the caller, in order, names in lower case as ASGI wants them."""
-    return [(name.lower(), value) for name, value in headers if name.lower() not in _NOT_TO_CALLERS]
+    return [
+        (lower, value) for name, value in headers if (lower := name.lower()) not in _NOT_TO_CALLERS
+    ]
 
 
 def describe(view: ReplyView, status: int, body: bytes | None) -> Mapping[str, object]:
@@ -97,17 +106,15 @@ class TeacherClient:
     keep_key: bool
     """Whether the caller's own key may go to the teacher: only where no keys of ours are in use."""
 
-    async def open(self, request: RequestView, headers: Iterable[Header]) -> Reply:
-        """The head of the teacher's reply.
+    def open(self, request: RequestView, headers: tuple[Header, ...]) -> Awaitable[Reply]:
+        """The head of the teacher's reply, when awaited.
 
         Raises:
             BackendError: no answer came.
         """
         path = request.path.removeprefix("/v1").encode()
-        sent = request_headers(
-            headers, self.client.api_key, drop_key=not self.keep_key, identity=True
-        )
-        return await self.client.send(b"POST", path, sent, request.with_model(self.model))
+        lines = _request_lines(headers, self.client.api_key, not self.keep_key)
+        return self.client.send(b"POST", path, lines, request.with_model(self.model))
 
     def answer(
         self, request: RequestView, view: ReplyView, status: int, seconds: float, purpose: Purpose,
@@ -136,7 +143,7 @@ class TeacherClient:
         )  # fmt: skip
 
     async def ask(
-        self, request: RequestView, headers: Iterable[Header], purpose: Purpose
+        self, request: RequestView, headers: tuple[Header, ...], purpose: Purpose
     ) -> Answer:
         """The whole answer, unseen by the caller: for audits and noise. Never raises."""
         loop = asyncio.get_running_loop()

@@ -116,7 +116,10 @@ class _Writer:
         Raises:
             OSError: the disk took nothing, or a part only; the part is ended before the next line.
         """
-        fd = self._segment(len(data))
+        now = self._now()
+        fd = self._fd
+        if fd is None or self._size + len(data) > self._max_bytes or self._is_old(now):
+            fd = self._new_segment(now)
         if self._torn:
             data = b"\n" + data
         written = os.write(fd, data)
@@ -124,9 +127,9 @@ class _Writer:
         self._torn = written < len(data)
         if self._torn:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if self._fsync_seconds is not None and self._now() - self._synced_at >= self._fsync_seconds:
+        if self._fsync_seconds is not None and now - self._synced_at >= self._fsync_seconds:
             os.fsync(fd)
-            self._synced_at = self._now()
+            self._synced_at = now
 
     def rotate(self) -> None:
         """Close the open segment."""
@@ -139,14 +142,16 @@ class _Writer:
 
     def rotate_if_old(self) -> None:
         """Close the open segment when its time is over."""
-        if self._now() - self._opened_at > self._max_age_seconds:
+        if self._is_old(self._now()):
             self.rotate()
 
-    def _segment(self, more: int) -> int:
-        now = self._now()
-        if self._size + more > self._max_bytes and self._size > 0:
+    def _is_old(self, now: float) -> bool:
+        return now - self._opened_at > self._max_age_seconds
+
+    def _new_segment(self, now: float) -> int:
+        """Close the open segment, if it has anything or is old, and begin another."""
+        if self._size > 0 or self._is_old(now):
             self.rotate()
-        self.rotate_if_old()
         if self._fd is None:
             path = self._free_name(datetime.datetime.fromtimestamp(now, datetime.UTC))
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)

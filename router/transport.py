@@ -7,15 +7,17 @@ Knows no JSON and no policy.
 """
 
 import asyncio
+import re
 import ssl
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from router.deadline import NEVER, Deadline
 from router.errors import BackendError, BadReply, ConnectFailed, TimedOut
 
 Header = tuple[bytes, bytes]
@@ -23,6 +25,14 @@ HIGH_WATER = 256 * 1024
 """Bytes of a reply that may wait for a slow caller before the backend's connection is paused."""
 IDLE_SECONDS = 30.0
 """Idle connections older than this are not used again: servers close theirs, and a request sent into the closing is lost."""
+
+
+_LENGTH_LINE = re.compile(rb"^content-length:", re.IGNORECASE | re.MULTILINE)
+
+
+def header_lines(headers: Iterable[Header]) -> bytes:
+    """Headers as they stand in a request's head, line breaks included."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +76,8 @@ class Reply:
     _deadline: float
     _first_deadline: float
     """Until when the body's first byte must be here: servers that send their head at once may still hang."""
-    on_end: Callable[[bool], None] | None = None
-    """Told whether the body came whole; told nothing when it was left before its end."""
+    on_end: Callable[[bool | None], None] | None = None
+    """Told once whether the body came whole; None when it was left before its end."""
 
     async def read(self) -> bytes:
         """The whole body.
@@ -76,43 +86,42 @@ class Reply:
             BadReply: the connection broke in the middle.
             TimedOut: it took longer than the total.
         """
-        connection = self._connection
-        pieces: list[bytes] = []
+        connection, pieces, is_whole = self._connection, [], None
         try:
             while True:
                 piece = connection.take()
                 if piece is not None:
                     pieces.append(piece)
                 elif connection.finished:
-                    self._ended(True)
+                    is_whole = True
                     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
                 else:
                     await self._more(bool(pieces))
         except BackendError:
-            self._ended(False)
+            is_whole = False
             raise
         finally:
-            connection.release()
+            self._end(is_whole)
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """Pieces of the body as they arrive. Leaving early closes the connection, which cancels the backend's work."""
-        connection, has_begun = self._connection, False
+        connection, has_begun, is_whole = self._connection, False, None
         try:
             while True:
                 piece = connection.take()
                 if piece is None:
                     if connection.finished:
-                        self._ended(True)
+                        is_whole = True
                         return
                     await self._more(has_begun)
                     continue
                 has_begun = True
                 yield piece
         except BackendError:
-            self._ended(False)
+            is_whole = False
             raise
         finally:
-            connection.release()
+            self._end(is_whole)
 
     async def _more(self, has_begun: bool) -> None:
         """Until more of the body is here."""
@@ -121,13 +130,15 @@ class Reply:
         else:
             await self._connection.wait(self._first_deadline, "no first byte of the body in time")
 
-    def _ended(self, is_whole: bool) -> None:
-        if self.on_end is not None:
-            self.on_end(is_whole)
+    def _end(self, is_whole: bool | None) -> None:
+        self._connection.release()
+        told, self.on_end = self.on_end, None
+        if told is not None:
+            told(is_whole)
 
     def close(self) -> None:
-        """Give up the rest of the body."""
-        self._connection.release()
+        """Give up what is left of the body; nothing when nothing is left."""
+        self._end(None)
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that name (lower case)."""
@@ -141,8 +152,11 @@ class _Connection(asyncio.Protocol):
         self._pool = pool
         self._loop = pool.loop
         self._transport: asyncio.Transport | None = None
-        self._parser: httptools.HttpResponseParser | None = None
+        # One for all replies: a connection is used again only after a reply that leaves the parser at its beginning.
+        self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
+        self._deadline = Deadline(pool.loop, self._expire)
+        self._late = ""
         self._pieces: deque[bytes] = deque()
         self._held = 0
         self._paused = False
@@ -165,7 +179,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None:
+        if self._released:
             self._fail(BadReply(self._pool.origin.name, "bytes without a request"))
             return
         try:
@@ -178,6 +192,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self._deadline.stop()
         if self._can_write is not None and not self._can_write.done():
             self._can_write.set_result(None)
         if not self.finished and not self._released:
@@ -202,10 +217,15 @@ class _Connection(asyncio.Protocol):
     # what httptools calls
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))
+        if not self.finished:
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        assert self._parser is not None
+        if (
+            self.finished
+        ):  # a second reply to one request: nobody asked, and nobody will be given it
+            self._keep_alive = False
+            return
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             self.headers = []
@@ -217,6 +237,8 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def on_body(self, body: bytes) -> None:
+        if self.finished:
+            return
         self._pieces.append(body)
         self._held += len(body)
         if self._held > HIGH_WATER and not self._paused and self._transport is not None:
@@ -225,10 +247,9 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def on_message_complete(self) -> None:
-        if not self.head_complete:  # the end of a 1xx reply
+        if not self.head_complete or self.finished:  # the end of a 1xx reply, or of one too many
             return
         self.finished = True
-        assert self._parser is not None
         # Asked here and not later: the parser forgets the reply's framing with the end of it.
         self._keep_alive = self._parser.should_keep_alive()
         self._wake()
@@ -236,10 +257,7 @@ class _Connection(asyncio.Protocol):
     # what the pool and the reply call
 
     def begin(self) -> None:
-        """Get ready for the next request."""
-        self._parser = httptools.HttpResponseParser(self)
-        self._pieces.clear()
-        self._held = 0
+        """Get ready for the next request; the reply before was taken whole."""
         self._failure = None
         self._released = False
         self.finished = self.head_complete = self._keep_alive = False
@@ -281,11 +299,12 @@ class _Connection(asyncio.Protocol):
         if self._failure is not None and not self._pieces:
             raise self._failure
         self._waiter = self._loop.create_future()
-        timer = self._loop.call_at(deadline, self._expire, late)
+        self._late = late
+        self._deadline.move(deadline)
         try:
             await self._waiter
         finally:
-            timer.cancel()
+            self._deadline.at = NEVER
             self._waiter = None
         if self._failure is not None and not self._pieces:
             raise self._failure
@@ -302,7 +321,6 @@ class _Connection(asyncio.Protocol):
             and self._keep_alive
             and self._sent_whole
         )
-        self._parser = None
         if keep:
             self._pool.put(self)
         elif self._transport is not None:
@@ -322,8 +340,8 @@ class _Connection(asyncio.Protocol):
         names = {name.lower() for name, _ in self.headers}
         return b"content-length" not in names and b"transfer-encoding" not in names
 
-    def _expire(self, late: str) -> None:
-        self._fail(TimedOut(self._pool.origin.name, late))
+    def _expire(self) -> None:
+        self._fail(TimedOut(self._pool.origin.name, self._late))
 
     def _fail(self, failure: BackendError) -> None:
         self._failure = self._failure or failure
@@ -343,7 +361,7 @@ class Pool:
         self.origin = origin
         self.loop = asyncio.get_running_loop()
         self._tls = (tls or ssl.create_default_context()) if origin.tls else None
-        self._host_line = b" HTTP/1.1\r\nhost: " + origin.host_header
+        self._host_line = b" HTTP/1.1\r\nhost: " + origin.host_header + b"\r\n"
         self._idle: deque[_Connection] = deque()
 
     def put(self, connection: _Connection) -> None:
@@ -356,13 +374,16 @@ class Pool:
         while self._idle:
             self._idle.pop().abort()
 
-    async def _connect(self, timeout_seconds: float) -> _Connection:
+    def _reuse(self) -> _Connection | None:
         now = self.loop.time()
         while self._idle:
             connection = self._idle.pop()  # the one used last: the others grow old and go
             if connection.is_usable(now):
                 return connection
             connection.abort()
+        return None
+
+    async def _connect(self, timeout_seconds: float) -> _Connection:
         name = self.origin.name
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -386,7 +407,7 @@ class Pool:
         self,
         method: bytes,
         path: bytes,
-        headers: Sequence[Header],
+        headers: Sequence[Header] | bytes,
         body: bytes | AsyncIterable[bytes] = b"",
         *,
         connect_seconds: float = 2.0,
@@ -397,14 +418,14 @@ class Pool:
 
         Args:
             path: below the origin's prefix, query included.
-            headers: passed as they are; `host` and the body's framing are ours.
+            headers: passed as they are, or as `header_lines` wrote them; `host` and the body's framing are ours.
             body: whole, or in pieces (then chunked unless `content-length` is among the headers).
 
         Raises:
             ConnectFailed, TimedOut, BadReply: nothing of an answer came; none of them hides an error status.
         """
         deadline = self.loop.time() + total_seconds
-        connection = await self._connect(connect_seconds)
+        connection = self._reuse() or await self._connect(connect_seconds)
         connection.begin()
         try:
             if isinstance(body, bytes):
@@ -427,29 +448,29 @@ class Pool:
         return Reply(connection.status, connection.headers, connection, deadline, first)
 
     def _head(
-        self, method: bytes, path: bytes, headers: Sequence[Header], length: int | None
+        self, method: bytes, path: bytes, headers: Sequence[Header] | bytes, length: int | None
     ) -> bytes:
-        parts = [method, b" ", self.origin.prefix, path, self._host_line]
-        for name, value in headers:
-            parts += (b"\r\n", name, b": ", value)
-        if length is not None and (
-            length or method not in (b"GET", b"HEAD", b"DELETE", b"OPTIONS")
-        ):
-            parts += (b"\r\ncontent-length: ", str(length).encode())
-        parts.append(b"\r\n\r\n")
-        return b"".join(parts)
+        lines = headers if isinstance(headers, bytes) else header_lines(headers)
+        framing = b""
+        if length or (length == 0 and method not in (b"GET", b"HEAD", b"DELETE", b"OPTIONS")):
+            framing = b"content-length: %d\r\n" % length
+        return b"%b %b%b%b%b%b\r\n" % (
+            method, self.origin.prefix, path, self._host_line, lines, framing,
+        )  # fmt: skip
 
     async def _send_pieces(
         self,
         connection: _Connection,
         method: bytes,
         path: bytes,
-        headers: Sequence[Header],
+        headers: Sequence[Header] | bytes,
         body: AsyncIterable[bytes],
     ) -> None:
-        chunked = all(name.lower() != b"content-length" for name, _ in headers)
-        more: list[Header] = [(b"transfer-encoding", b"chunked")] if chunked else []
-        connection.write(self._head(method, path, [*headers, *more], None))
+        lines = headers if isinstance(headers, bytes) else header_lines(headers)
+        chunked = not _LENGTH_LINE.search(lines)
+        if chunked:
+            lines += b"transfer-encoding: chunked\r\n"
+        connection.write(self._head(method, path, lines, None))
         async for piece in body:
             if piece:
                 framed = b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece

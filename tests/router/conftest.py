@@ -43,6 +43,7 @@ class Behaviour:
     student_error: dict[str, str] = field(
         default_factory=lambda: {"error": "broken", "error_type": "generation"}
     )
+    student_headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
     """Pieces of a stream after which the connection breaks."""
     body: bytes | None = None
@@ -133,7 +134,9 @@ def upstream(behaviour: Behaviour) -> FastAPI:
         await note(request)
         await asyncio.sleep(behaviour.student_delay)
         if behaviour.student_status != 200:
-            return JSONResponse(behaviour.student_error, behaviour.student_status)
+            return JSONResponse(
+                behaviour.student_error, behaviour.student_status, behaviour.student_headers
+            )
         tokens = [
             {"id": i, "text": "t", "logprob": p, "special": False, "skipped": False}
             for i, p in enumerate(behaviour.logprobs)

@@ -193,7 +193,7 @@ def test_a_difficulty_model_that_is_not_there_or_broken_is_refused_at_its_key(
     assert (problem.value, str(folder / "hard.json") in problem.allowed) == ("hard", True)
     folder.mkdir()
     model = folder / "hard.json"
-    model.write_text('{"name": "hard"}')
+    model.write_text('{"features": 2, "name": "hard"}')
     problem = problem_of(path, folder)
     assert (problem.line, problem.key) == (11, "routes.mail.hybrid.difficulty.model")
     assert "bias" in problem.allowed or "buckets" in problem.allowed

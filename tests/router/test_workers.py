@@ -80,7 +80,7 @@ def test_one_port_one_log_one_metrics_page(
                 httpx.post(f"{url}/v1/chat/completions", json=BODY, trust_env=False).status_code
                 == 200
             )
-        assert metric(pages, "graduate_router_requests_total") == 60
+        until(lambda: metric(pages, "graduate_router_requests_total") == 60, process, 2)
         records = list(scan(tmp_path / "traffic"))
         assert len({r.id for r in records}) == 60
         assert len({r.id.split("-")[0] for r in records}) == 2, "one worker had all"
@@ -112,7 +112,7 @@ def test_a_killed_worker_is_replaced_and_its_waiting_callers_are_served(
         assert reply.status_code == 200
         until(lambda: len(children(process)) == 2, process)
         assert not set(children(process)) & set(first)
-        assert metric(pages, "graduate_router_requests_total") == 1
+        until(lambda: metric(pages, "graduate_router_requests_total") == 1, process, 2)
 
 
 @pytest.mark.slow
