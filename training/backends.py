@@ -226,7 +226,9 @@ def submit(manifest: dict[str, Any], kubectl: str = "kubectl") -> str:
     """
     found = shutil.which(kubectl)
     if found is None:
-        raise ConfigError(f"{kubectl}: not found; install it, or write the manifest with --render FILE")
+        raise ConfigError(
+            f"{kubectl}: not found; install it, or write the manifest with --render FILE"
+        )
     try:
         ran = subprocess.run(
             [found, "create", "-f", "-"],

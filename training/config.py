@@ -62,8 +62,6 @@ class Trl(BaseModel):
     CPU and the largest share of it that fits on a GPU, tried before training."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto` is bf16 on GPUs that have it, fp32 on CPUs, where bf16 is slower (measured)."""
-    quantize: Literal["none", "4bit"] = "none"
-    """The base model in 4-bit NF4 (QLoRA); needs a GPU and bitsandbytes."""
     checkpointing: bool | None = None
     """Compute activations again instead of keeping them; None does so on a GPU alone."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -90,6 +88,21 @@ class Preference(BaseModel):
     """Probability that a pair is the wrong way round; above 0 the loss is robust DPO's."""
 
 
+class Explanations(BaseModel):
+    """Explanations that are learned as a second task, and never served."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: Path
+    """JSON Lines with `id` or the input, and `explanation`."""
+    weight: float = Field(default=0.5, gt=0)
+    """Weight of an explanation's tokens beside an answer's."""
+    max_chars: int = Field(default=600, ge=1)
+    """Longer explanations are left out and counted: a cut one teaches to stop anywhere."""
+    marker: str = Field(default="Why? ", min_length=1)
+    """What stands before the student's prompt when an explanation is asked for."""
+
+
 class FitConfig(BaseModel):
     """Everything that decides a training run, the dataset and the base model aside."""
 
@@ -103,7 +116,9 @@ class FitConfig(BaseModel):
     """Rows seen at most: on many rows there are fewer passes (at least one). None leaves `epochs` as it is."""
     batch_size: int = Field(default=8, ge=1)
     patience: int = Field(default=2, ge=1)
-    """Epochs without a better validation loss after which training stops."""
+    """Epochs without a better one after which training stops."""
+    choose_by: Literal["loss", "exact"] = "loss"
+    """Which epoch is the better one on validation rows: by the loss, or by the share of exact answers, the task's metric."""
     seed: int = 0
     lora: Lora = Lora()
     optimizer: Optimizer = Optimizer()
@@ -119,13 +134,18 @@ class FitConfig(BaseModel):
     """Matrix products of frozen weights; `auto` takes bf16 where this CPU multiplies it faster."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; None leaves torch's choice."""
+    explanations: Explanations | None = None
     trl: Trl = Trl()
     preference: Preference = Preference()
 
     @model_serializer(mode="wrap")
     def _of_its_engine(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the keys that the engine label does not read: what it is known by stays as it was before they came."""
+        """Without keys that are not used: what a run is known by stays as it was before they came."""
         data: dict[str, Any] = dump(self)
+        if self.explanations is None:
+            data.pop("explanations", None)
+        if self.choose_by == "loss":
+            data.pop("choose_by", None)
         if self.engine == "label":
             data.pop("trl", None)
             data.pop("preference", None)
@@ -135,9 +155,13 @@ class FitConfig(BaseModel):
     def _engine_can(self) -> "FitConfig":
         if self.engine == "trl":
             if self.target_mix and self.target_mix_by == "logit":
-                raise ValueError("engine trl aims at target_mix by weights: set target_mix_by=weights")
+                raise ValueError(
+                    "engine trl aims at target_mix by weights: set target_mix_by=weights"
+                )
             if self.average_share:
-                raise ValueError("average_share is the engine label's; with engine trl it must be 0")
+                raise ValueError(
+                    "average_share is the engine label's; with engine trl it must be 0"
+                )
             if self.trl.device_batch and self.trl.device_batch > self.batch_size:
                 raise ValueError(
                     f"trl.device_batch = {self.trl.device_batch} is more than batch_size = {self.batch_size}"

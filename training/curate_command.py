@@ -52,12 +52,16 @@ def run(
             help="Also train a TF-IDF stand-in before and after and read it on validation; sweeps the balance."
         ),
     ] = False,
+    home: Annotated[
+        Path, typer.Option(help="State folder; the encoder of `semantic` is kept in its models.")
+    ] = Path(".graduate"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run the stages of a file over a dataset's train rows.
 
     Example: graduate train curate .graduate/datasets/tickets-0123456789abcdef --config curate.yaml --dry-run
     """
+    from router.home import Home
     from training.commands import operator_errors, progress_bar
     from training.curate import report, stages
     from training.curate.config import load
@@ -68,7 +72,10 @@ def run(
         parent = Dataset.load(dataset)
         with progress_bar(quiet=as_json) as tell:
             result = stages.curate(
-                parent, chosen, lambda phase, done, total: tell(phase, done, total, None)
+                parent,
+                chosen,
+                lambda phase, done, total: tell(phase, done, total, None),
+                models=Home(home).models,
             )
             if effect:
                 result.reports["effect"] = _effect(

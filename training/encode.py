@@ -34,6 +34,8 @@ class Encoded:
     completion_ids: tuple[int, ...]
     was_cut: bool = False
     weight: float = 1.0
+    is_second_task: bool = False
+    """An explanation rather than an answer: the declared class mix has no say in it."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)

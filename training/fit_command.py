@@ -1,6 +1,7 @@
 """`graduate train preflight` and `graduate train fit`."""
 
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -69,7 +70,9 @@ def fit(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="`label` (short answers, fast) or `trl` (any answer); over the run file's."),
+        typer.Option(
+            help="`label` (short answers, fast) or `trl` (any answer); over the run file's."
+        ),
     ] = None,
     preference: Annotated[
         Path | None,
@@ -77,11 +80,15 @@ def fit(
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="Run whose adapter is trained further, and DPO's reference (engine trl)."),
+        typer.Option(
+            help="Run whose adapter is trained further, and DPO's reference (engine trl)."
+        ),
     ] = None,
     backend: Annotated[
         str,
-        typer.Option(help="`local`; `k8s-job` or `trainjob` run the fit in a cluster, on the dataset of that name there."),
+        typer.Option(
+            help="`local`; `k8s-job` or `trainjob` run the fit in a cluster, on the dataset of that name there."
+        ),
     ] = "local",
     cluster: Annotated[
         Path | None, typer.Option(help="YAML: namespace, image, claim, gpus … of such a job.")
@@ -112,13 +119,15 @@ def fit(
         data = Dataset.load(dataset or newest(place.datasets, "*-*", "dataset"))
         base = open_base_model(model, place)
         report = core.preflight(data, base.model, base.tokenizer, settings)
-        if not as_json:
+        # torchrun numbers its processes by the environment; only the first one is heard.
+        quiet = as_json or os.environ.get("RANK", "0") != "0"
+        if not quiet:
             core.show(report, False, err)
         core.enforce(report)
         folder = (
             run or place.runs / f"{data.info.task}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
         )
-        with progress_bar(quiet=as_json) as tell:
+        with progress_bar(quiet=quiet) as tell:
 
             def told(event: FitEvent) -> None:
                 tell(event.phase, event.done, event.total, event.loss)
@@ -178,7 +187,9 @@ def _job(
     if backend not in makers:
         raise ConfigError(f"--backend {backend!r}: allowed: local, {', '.join(makers)}")
     if dataset is None:
-        raise ConfigError(f"--backend {backend!r}: name the dataset by --dataset: the home is the cluster's")
+        raise ConfigError(
+            f"--backend {backend!r}: name the dataset by --dataset: the home is the cluster's"
+        )
     if local_only is not None:
         raise ConfigError(f"{local_only}: --preference and --start are for --backend local")
     name = run.name if run else f"{dataset.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"

@@ -105,7 +105,7 @@ def make_batch(
         padded[i, : len(row)] = state
         mask[i, : len(row)] = 1
         start = i * longest + len(row.prompt_ids) - 1
-        if shift:
+        if shift and not row.is_second_task:
             found = shift.along(row.completion_ids)
             moved += [(len(targets) + place, token, nats) for place, token, nats in found]
         positions += range(start, start + len(row.completion_ids))

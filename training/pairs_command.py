@@ -28,7 +28,9 @@ def pairs(
         list[Path] | None,
         typer.Option(help="Votes of teachers (`train label --samples`); again for more files."),
     ] = None,
-    traffic: Annotated[bool, typer.Option(help="Read feedback and reviewed records off the log.")] = True,
+    traffic: Annotated[
+        bool, typer.Option(help="Read feedback and reviewed records off the log.")
+    ] = True,
     log: Annotated[
         list[str] | None, typer.Option(help="Read these logs instead of HOME's.")
     ] = None,
@@ -138,7 +140,12 @@ def _show(saved: "Pairs", as_json: bool) -> None:
 
     info = saved.info
     if as_json:
-        result = {"path": str(saved.path), "digest": info.digest, "counts": info.counts, "dropped": info.dropped}
+        result = {
+            "path": str(saved.path),
+            "digest": info.digest,
+            "counts": info.counts,
+            "dropped": info.dropped,
+        }
         typer.echo(json.dumps(result))
         return
     table = Table("source", "train", "validation", title=f"pairs {info.task} {info.digest}")

@@ -106,8 +106,8 @@ def from_reviews(
         messages = messages_of(record) if record is not None else None
         if record is None or messages is None or answer is None:
             continue
-        for said in dict.fromkeys(a.text for a in record.answers if a.ok and a.text):
-            found.append(Judgement(record_id, "edit", messages, answer, said))
+        said = dict.fromkeys(a.text for a in record.answers if a.ok and a.text)
+        found += [Judgement(record_id, "edit", messages, answer, text) for text in said]
     return found
 
 
@@ -172,7 +172,10 @@ def pair_up(
     dropped: Counter[str] = Counter()
     for judged in sorted(judgements, key=lambda j: SOURCES.index(j.source)):
         key = key_of(judged.messages)
-        chosen, rejected = canonical(judged.chosen, info.answer), canonical(judged.rejected, info.answer)
+        chosen, rejected = (
+            canonical(judged.chosen, info.answer),
+            canonical(judged.rejected, info.answer),
+        )
         rule = _rule(spec, chosen, rejected, splits.get(key))
         better = value_of(spec, chosen) or chosen
         if rule is None and decided.setdefault(key, better) != better:
@@ -183,10 +186,14 @@ def pair_up(
             dropped[rule] += 1
             continue
         split = splits.get(key)
-        side: Literal["train", "validation"] = "validation" if (
-            split == "validation" or (split is None and _share_of(key) < VALIDATION_SHARE)
-        ) else "train"
-        kept[key, rejected] = Pair(judged.id, judged.source, judged.messages, chosen, rejected, side)
+        side: Literal["train", "validation"] = (
+            "validation"
+            if (split == "validation" or (split is None and _share_of(key) < VALIDATION_SHARE))
+            else "train"
+        )
+        kept[key, rejected] = Pair(
+            judged.id, judged.source, judged.messages, chosen, rejected, side
+        )
     return list(kept.values()), dict(dropped)
 
 
@@ -215,7 +222,9 @@ def save(folder: Path, pairs: Sequence[Pair], dropped: dict[str, int], info: Dat
         DataError: there is no pair.
     """
     if not pairs:
-        raise DataError(f"no pairs: nothing to prefer; left out: {dropped or 'nothing, the sources are empty'}")
+        raise DataError(
+            f"no pairs: nothing to prefer; left out: {dropped or 'nothing, the sources are empty'}"
+        )
     lines = sorted(f"{key_of(p.messages)} {p.chosen} {p.rejected} {p.split}" for p in pairs)
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     counts: dict[str, dict[str, int]] = {}
@@ -223,7 +232,14 @@ def save(folder: Path, pairs: Sequence[Pair], dropped: dict[str, int], info: Dat
         split = counts.setdefault(pair.source, {"train": 0, "validation": 0})
         split[pair.split] += 1
     found = PairsInfo(
-        info.task, digest, info.digest, counts, dropped, info.answer, info.prompt, info.max_input_chars
+        info.task,
+        digest,
+        info.digest,
+        counts,
+        dropped,
+        info.answer,
+        info.prompt,
+        info.max_input_chars,
     )
     path = folder / f"{info.task}-{digest}"
     if not path.exists():
@@ -255,7 +271,14 @@ def load(path: Path) -> Pairs:
         info = msgspec.json.decode((path / "pairs.json").read_bytes(), type=PairsInfo)
         rows = pq.read_table(path / "pairs.parquet").to_pylist()
         pairs = tuple(
-            Pair(r["id"], r["source"], tuple(json.loads(r["prompt"])), r["chosen"], r["rejected"], r["split"])
+            Pair(
+                r["id"],
+                r["source"],
+                tuple(json.loads(r["prompt"])),
+                r["chosen"],
+                r["rejected"],
+                r["split"],
+            )
             for r in rows
         )
     except (OSError, msgspec.MsgspecError, pa.ArrowInvalid, KeyError, ValueError) as why:

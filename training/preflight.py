@@ -165,7 +165,8 @@ def _estimate(
 ) -> float:
     """Seconds of the whole run, from the time that a forward pass over a few rows takes.
 
-    A trained layer costs some 3 forward passes (forward, backward through it, the LoRA weights' gradients).
+    A trained layer costs some 3 forward passes (forward, backward through it, the LoRA weights' gradients). The engine `trl`
+    runs the frozen lower layers in every pass, the other one once. The time is this CPU's, whatever trains in the end.
     """
     import torch
 
@@ -182,7 +183,8 @@ def _estimate(
         seconds = time.perf_counter() - began
     average = sum(map(len, train)) / len(train)
     each = seconds / sum(map(len, rows)) * average
-    lower = each * (layers - top) / layers * (len(train) + len(held))
+    below = len(train) * config.epochs if config.engine == "trl" else len(train)
+    lower = each * (layers - top) / layers * (below + len(held))
     upper = each * top / layers * 3 * len(train) * config.epochs
     return lower + upper
 

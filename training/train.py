@@ -11,18 +11,20 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from training import explanations, lora, precision, priors
 from training import label_engine as engine
-from training import lora, precision, priors
+from training.average import WeightAverage
 from training.config import FitConfig, epochs_for
 from training.dataset import Dataset, class_of
 from training.encode import Encoded, encode
+from training.explanations import Added
 from training.plots import loss_curve
 from training.priors import Shift
 from training.states import StateCache
@@ -70,8 +72,35 @@ class RunResult:
 Tell = Callable[[FitEvent], None]
 
 
+def best_of(epochs: Sequence[EpochResult], by: str) -> EpochResult:
+    """The epoch whose adapter is kept: least validation loss, or most exact answers (then the least loss)."""
+    if by == "exact":
+        return min(epochs, key=lambda e: (-e.exact_share, e.validation_loss))
+    return min(epochs, key=lambda e: e.validation_loss)
+
+
 class RunPaused(Exception):
     """The run's time was up; it is on disk and goes on from there when it is started again."""
+
+
+def explanations_of(config: FitConfig, dataset: Dataset, tokenizer: Any) -> Added | None:
+    """Rows of the second task, when the configuration names explanations.
+
+    Raises:
+        DataError: their file cannot be used.
+    """
+    if config.explanations is None:
+        return None
+    known = explanations.load(config.explanations.file)
+    info = dataset.info
+    return explanations.rows(
+        config.explanations,
+        known,
+        dataset.of("train"),
+        tokenizer,
+        info.prompt,
+        info.max_input_chars,
+    )
 
 
 def _schedule(step: int, warmup: int, total: int) -> float:
@@ -79,51 +108,6 @@ def _schedule(step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
-
-
-class WeightAverage:
-    """The running mean of weights over the last steps; it costs no forward pass (Izmailov et al. 2018, SWA)."""
-
-    def __init__(self, weights: list[torch.nn.Parameter]) -> None:
-        self.weights = weights
-        self.mean: list[torch.Tensor] = []
-        self.steps = 0
-
-    @torch.no_grad()
-    def add(self) -> None:
-        """Take the weights as they are now into the mean."""
-        self.steps += 1
-        if self.steps == 1:
-            self.mean = [w.detach().clone() for w in self.weights]
-            return
-        for mean, weight in zip(self.mean, self.weights, strict=True):
-            mean += (weight - mean) / self.steps
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the model has the mean; nothing changes while there is none."""
-        if not self.steps:
-            yield
-            return
-        kept = [w.detach().clone() for w in self.weights]
-        self._put(self.mean)
-        try:
-            yield
-        finally:
-            self._put(kept)
-
-    @torch.no_grad()
-    def _put(self, values: list[torch.Tensor]) -> None:
-        for weight, value in zip(self.weights, values, strict=True):
-            weight.copy_(value)
-
-    def state(self) -> dict[str, Any]:
-        """What `restore` takes."""
-        return {"mean": self.mean, "steps": self.steps}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
-        self.mean, self.steps = state["mean"], state["steps"]
 
 
 class Run:
@@ -161,6 +145,9 @@ class Run:
         self.train = [encode(e, tokenizer, template, limit) for e in dataset.of("train")]
         self.validation = [encode(e, tokenizer, template, limit) for e in dataset.of("validation")]
         self.shift = self._aim(dataset) if config.target_mix else None
+        self.second_task = explanations_of(config, dataset, tokenizer)
+        if self.second_task is not None:
+            self.train += self.second_task.rows
         self.adapted = lora.add_lora(
             model,
             rank=config.lora.rank,
@@ -213,6 +200,9 @@ class Run:
         began = time.perf_counter()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.json").write_text(self.config.model_dump_json(indent=2))
+        if self.second_task is not None:
+            report = json.dumps(self.second_task.report(), indent=2)
+            (self.folder / "explanations.json").write_text(report)
         self._resume()
         with self.products():
             self._epochs()
@@ -251,8 +241,8 @@ class Run:
 
     @property
     def best(self) -> EpochResult:
-        """The epoch with the least validation loss so far."""
-        return min(self.epochs, key=lambda e: e.validation_loss)
+        """The best epoch so far."""
+        return best_of(self.epochs, self.config.choose_by)
 
     def _out_of_patience(self) -> bool:
         return bool(self.epochs) and len(self.epochs) - self.best.epoch > self.config.patience

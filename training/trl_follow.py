@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from training import lora
 from training.label_engine import Validation
 from training.plots import loss_curve
-from training.train import EpochResult, FitEvent, Tell
+from training.train import EpochResult, FitEvent, Tell, best_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Pace:
         return epochs * self.rows + min(self.rows, steps * self.batch_size)
 
 
-class Follow(TrainerCallback):  # type: ignore[misc]
+class Follow(TrainerCallback):
     """The run's files, in the form that the fast path leaves."""
 
     def __init__(
@@ -50,6 +50,7 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         validate: Callable[[], Validation],
         *,
         patience: int,
+        choose_by: str,
         tell: Tell,
     ) -> None:
         """Nothing is written yet.
@@ -59,7 +60,8 @@ class Follow(TrainerCallback):  # type: ignore[misc]
                 come to the same decision about stopping.
         """
         self.folder, self.adapted, self.pace = folder, adapted, pace
-        self.validate, self.patience, self.tell = validate, patience, tell
+        self.validate, self.tell = validate, tell
+        self.patience, self.choose_by = patience, choose_by
         self.epochs: list[EpochResult] = []
         self._losses: list[float] = []
         self._before = 0.0
@@ -73,8 +75,8 @@ class Follow(TrainerCallback):  # type: ignore[misc]
 
     @property
     def best(self) -> EpochResult:
-        """The epoch with the least validation loss so far."""
-        return min(self.epochs, key=lambda e: e.validation_loss)
+        """The best epoch so far."""
+        return best_of(self.epochs, self.choose_by)
 
     def take_up(self, step: int) -> str:
         """Go on after `step`: whole epochs are known again. Returns the log without what lies beyond that step."""
@@ -86,7 +88,9 @@ class Follow(TrainerCallback):  # type: ignore[misc]
             for line in kept
             if "validation_loss" in line
         ]
-        of_epoch = [line for line in kept if "loss" in line and line["epoch"] == len(self.epochs) + 1]
+        of_epoch = [
+            line for line in kept if "loss" in line and line["epoch"] == len(self.epochs) + 1
+        ]
         self._losses = [line["loss"] for line in of_epoch]
         self._before = of_epoch[-1].get("seconds", 0.0) if of_epoch else 0.0
         return "".join(json.dumps(line) + "\n" for line in kept)

@@ -27,9 +27,7 @@ def sft_table(rows: Sequence[Encoded]) -> Table:
     return Table.from_dict(
         {
             "input_ids": [[*row.prompt_ids, *row.completion_ids] for row in rows],
-            "labels": [
-                [*[NO_LOSS] * len(row.prompt_ids), *row.completion_ids] for row in rows
-            ],
+            "labels": [[*[NO_LOSS] * len(row.prompt_ids), *row.completion_ids] for row in rows],
             "weight": [row.weight * unit for row in rows],
         }
     )

@@ -31,7 +31,7 @@ from training.encode import Encoded, encode
 from training.errors import DataError
 from training.label_engine import Validation
 from training.preference import EncodedPair, Pairs
-from training.train import RunResult, Tell
+from training.train import RunResult, Tell, explanations_of
 from training.trl_follow import Follow, Pace
 from training.trl_trainers import ReadyDPOTrainer, WeightedCollator, WeightedSFTTrainer
 
@@ -70,6 +70,9 @@ class TrlRun:
         self.held = [encode(e, tokenizer, template, limit) for e in dataset.of("validation")]
         if config.target_mix:
             self._weigh(config.target_mix)
+        self.second_task = explanations_of(config, dataset, tokenizer)
+        if self.second_task is not None:
+            self.train += self.second_task.rows
         self.pairs = _encoded(pairs, dataset, tokenizer) if pairs is not None else None
         self.of = {
             "dataset": dataset.info.digest,
@@ -121,6 +124,7 @@ class TrlRun:
             Pace(self.config.batch_size, rows),
             self._validate,
             patience=self.config.patience,
+            choose_by=self.config.choose_by,
             tell=self.tell,
         )
         trainer = self._trainer(rows)
@@ -155,6 +159,9 @@ class TrlRun:
         (self.folder / "config.json").write_text(self.config.model_dump_json(indent=2))
         (self.folder / "of.json").write_text(json.dumps(self.of))
         (self.folder / "log.jsonl").write_text(log)
+        if self.second_task is not None:
+            report = json.dumps(self.second_task.report(), indent=2)
+            (self.folder / "explanations.json").write_text(report)
 
     def _checkpoint(self) -> str | None:
         """The last checkpoint of an interrupted run with the same configuration and data; None starts anew."""

@@ -45,7 +45,9 @@ def precision_of(config: FitConfig, machine: Machine) -> str:
     if chosen == "fp16" and not machine.has_gpu:
         raise ConfigError("trl.precision = 'fp16': needs a GPU; allowed here: auto, fp32, bf16")
     if chosen == "bf16" and machine.has_gpu and not machine.has_bf16:
-        raise ConfigError("trl.precision = 'bf16': this GPU has none; allowed here: auto, fp32, fp16")
+        raise ConfigError(
+            "trl.precision = 'bf16': this GPU has none; allowed here: auto, fp32, fp16"
+        )
     return chosen
 
 

@@ -4,6 +4,7 @@ The output head runs at the answers' positions alone. Knows no training loop.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -35,9 +36,7 @@ def validate(adapted: PeftModel, rows: Sequence[Encoded], batch_size: int) -> Va
     return Validation(total / weight, sum(exact) / len(rows), tuple(exact))
 
 
-def _answers(
-    adapted: PeftModel, rows: Sequence[Encoded]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _answers(adapted: PeftModel, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
     """[a] loss of each answer token, [a] whether it is the most probable one; rows one after another."""
     ids, mask = padded_ids(rows)
     device = adapted.device
@@ -51,5 +50,6 @@ def _answers(
     ]
     targets = torch.tensor([t for row in rows for t in row.completion_ids], device=device)
     chosen = hidden.reshape(-1, hidden.shape[-1])[torch.tensor(positions, device=device)]
-    logits = adapted.get_base_model().get_output_embeddings()(chosen).float()
+    base: Any = adapted.get_base_model()
+    logits = base.get_output_embeddings()(chosen).float()
     return functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets

@@ -127,6 +127,12 @@ def _seen(rows: Rows) -> list[str]:
             lines.append(
                 f"{name}: ready after {ready:.1f} s, memory {memory / 2**30:.2f} GiB (PSS)."
             )
+    shares = sorted(row["others_share"] for row in rows if "others_share" in row)
+    if shares:
+        lines.append(
+            f"Other processes took {shares[len(shares) // 2]:.0%} of the processors in the middle window, "
+            f"{shares[-1]:.0%} in the worst."
+        )
     rates = [
         f"{median(rows, f'flops_at_{n}', peer='machine') or 0:.3g} at {n}"
         for n in (1, 8, 32, 64, 480)

@@ -55,8 +55,6 @@ PLAN = {
 }
 LONGEST_START = {"machine": 20, "start": 25, "ours": 20, "vllm": 45, "peft": 20}
 """Seconds that a peer may need before its first cell."""
-DISTURBED = 0.1
-"""A window in which other processes took more of the processors than this is measured again, once."""
 
 
 class Run:
@@ -148,7 +146,7 @@ def _serve(run: Run, peer: str, number: int) -> None:
             load.measure(server.port, kind, _models(cell), cell.callers, 1.5, f"rehearsal-{name}")
             for _ in range(2):
                 found = _window(run, server, cell, name)
-                if found["others_share"] < DISTURBED:
+                if found["others_share"] < run.args.disturbed:
                     break
                 print("disturbed", *asdict(cell).values(), _short(found), flush=True)
                 if not run.has_time(run.args.seconds + 8):
@@ -234,6 +232,10 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--preload", help="library that vLLM starts with, such as tcmalloc's")
     parser.add_argument("--callers", default="1,8,32", help="comma-separated")
     parser.add_argument("--peers", default=",".join(PLAN), help="comma-separated")
+    parser.add_argument(
+        "--disturbed", type=float, default=0.1,
+        help="share of the processors that others may take in a window; above it, it is measured again, once",
+    )  # fmt: skip
     parser.add_argument("--plot", type=Path, help="PNG to write when all is measured")
     return parser.parse_args()
 

@@ -54,7 +54,10 @@ def test_a_train_job_holds_against_kubeflows_models() -> None:
     checked = json.loads(json.dumps(made))
     del checked["spec"]["trainer"]["resourcesPerNode"]  # these models have no quantities as text
     again = models.TrainerV1alpha1TrainJob.model_validate(checked)
-    assert json.loads(again.model_dump_json(by_alias=True, exclude_unset=True))["spec"] == checked["spec"]
+    assert (
+        json.loads(again.model_dump_json(by_alias=True, exclude_unset=True))["spec"]
+        == checked["spec"]
+    )
 
 
 @pytest.mark.parametrize(

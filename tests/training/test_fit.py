@@ -16,7 +16,7 @@ from training.dataset import Dataset
 from training.encode import Encoded, buckets, canonical, encode
 from training.errors import ConfigError, PreflightFailed
 from training.predict import ModelPredictor
-from training.train import FitEvent, Run
+from training.train import EpochResult, FitEvent, Run, best_of
 
 FAST = FitConfig.model_validate(
     {
@@ -154,6 +154,16 @@ def test_the_same_seed_gives_the_same_adapter_and_a_cut_run_goes_on_to_it(
         fit(tmp_path / "cut", dataset, fresh(), FAST, stop)
     fit(tmp_path / "cut", dataset, fresh())
     assert weights("cut") == weights("one")
+
+
+def test_the_best_epoch_is_chosen_by_loss_or_by_the_tasks_metric() -> None:
+    epochs = [
+        EpochResult(1, 1.0, 0.5, 0.7, 1.0),
+        EpochResult(2, 0.8, 0.6, 0.9, 1.0),
+        EpochResult(3, 0.6, 0.7, 0.9, 1.0),
+    ]
+    assert best_of(epochs, "loss").epoch == 1
+    assert best_of(epochs, "exact").epoch == 2
 
 
 def test_preflight_shows_figures_and_the_mask(dataset: Dataset, base: BaseModel) -> None:

@@ -57,9 +57,7 @@ def test_pairs_keep_the_datasets_splits_and_never_take_a_test_row(dataset: Datas
         pytest.param(REFUND, "  ", "worse answer is empty", id="nothing was said"),
     ],
 )  # fmt: skip
-def test_what_is_no_pair_is_left_out(
-    dataset: Dataset, better: str, worse: str, rule: str
-) -> None:
+def test_what_is_no_pair_is_left_out(dataset: Dataset, better: str, worse: str, rule: str) -> None:
     example = dataset.of("train")[0]
     asked = [Judgement(example.id, "edit", example.messages, better, worse)]
     assert preference.pair_up(asked, dataset.info, dataset.examples) == ([], {rule: 1})
@@ -115,7 +113,9 @@ def test_the_command_counts_pairs_by_source(dataset: Dataset, tmp_path: Path) ->
 
     home = tmp_path / "home"
     reviewed = record(900, ("student", ORDER), ("teacher", REFUND))
-    thumbed = record(902, ("student", ORDER), ("teacher", REFUND), feedback=Feedback("q902", 2.0, score=0.1))
+    thumbed = record(
+        902, ("student", ORDER), ("teacher", REFUND), feedback=Feedback("q902", 2.0, score=0.1)
+    )
     log = TrafficLog(home / "traffic")
     for line in (reviewed, thumbed):
         log.append(line)

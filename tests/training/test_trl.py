@@ -1,6 +1,8 @@
 """The engine `trl`: what it trains on, what it leaves, that it goes on where it was cut, and preferences."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -271,9 +273,7 @@ def test_rows_are_counted_over_short_last_batches() -> None:
         pytest.param("trl.presicion=fp32", "did you mean 'trl.precision'", id="a typo"),
     ],
 )
-def test_what_the_engine_cannot_do_is_said_before_it_starts(
-    assignment: str, message: str
-) -> None:
+def test_what_the_engine_cannot_do_is_said_before_it_starts(assignment: str, message: str) -> None:
     from training import config
 
     with pytest.raises(ConfigError, match=message):
@@ -287,9 +287,7 @@ def test_the_fast_engines_file_has_no_keys_of_the_other() -> None:
 
 
 @pytest.mark.slow
-def test_fit_takes_the_engine_by_flag(
-    dataset: Dataset, base_folder: Path, tmp_path: Path
-) -> None:
+def test_fit_takes_the_engine_by_flag(dataset: Dataset, base_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ran = CliRunner().invoke(
         app,
@@ -309,3 +307,26 @@ def test_preferences_with_the_label_engine_are_refused(dataset: Dataset, tmp_pat
     )  # fmt: skip
     assert ran.exit_code == 2
     assert "--start needs engine trl" in ran.output
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_make_one_run(
+    dataset: Dataset, base_folder: Path, tmp_path: Path
+) -> None:
+    """As a job of a cluster starts them; the steps see as many rows as with one process."""
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "graduate",
+         "train", "fit", "--engine", "trl", "--dataset", str(dataset.path), "--home", str(tmp_path),
+         "--model", str(base_folder), "--run", str(run), "--set", "epochs=2", "--set", "trl.device=cpu", "--json"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    printed = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(printed) == 1, "the first process alone reports"
+    rows = len(dataset.of("train"))
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in log if "loss" in line]
+    assert len(steps) == 2 * -(-rows // FitConfig().batch_size)
+    assert [line["rows"] for line in log if "validation_loss" in line] == [rows, 2 * rows]
+    assert (run / "adapter" / "adapter_model.safetensors").exists()

@@ -96,6 +96,28 @@ class Duplicates(Strict):
     """MinHash permutations."""
 
 
+class Semantic(Strict):
+    """Rows that say the same in other words; found by sentence vectors, decided by more than their cosine."""
+
+    min_cosine: Share = 0.85
+    """Cosine from which two rows with the same answer, numbers and negations say the same."""
+    action: Literal["flag", "drop"] = "flag"
+    """Only list them, or keep one of each."""
+    encoder: str = "minilm"
+    """all-MiniLM-L6-v2, fetched by pip; or a folder with a model and its tokenizer."""
+
+
+class Rank(Strict):
+    """Rows by a judge's scores; the worst go."""
+
+    files: tuple[Path, ...] = Field(min_length=1)
+    """JSON Lines with `id` or the input, and `score`: a sample of the rows is enough."""
+    drop_share: Share
+    """Share of the train rows that goes."""
+    min_agreement: float = Field(default=0.3, ge=0, le=1)
+    """Rank correlation with the judge on unseen rows that the predicted scores need."""
+
+
 class Gold(Strict):
     """Rows on which the teacher is wrong by the gold answer."""
 
@@ -181,9 +203,11 @@ class CurateConfig(Strict):
     """Where those files keep them."""
     rules: tuple[Annotated[Rule, BeforeValidator(_bare)], ...] = ()
     duplicates: Duplicates | None = None
+    semantic: Semantic | None = None
     gold: Gold | None = None
     votes: Votes | None = None
     suspects: Suspects | None = None
+    rank: Rank | None = None
     power_users: PowerUsers | None = None
     balance: Balance | None = None
 
@@ -248,7 +272,7 @@ def _problem(error: Any) -> str:
 
 
 _STAGES: dict[str, type[Strict]] = {
-    "rules": Rule, "duplicates": Duplicates, "gold": Gold, "votes": Votes, "suspects": Suspects,
+    "rules": Rule, "duplicates": Duplicates, "semantic": Semantic, "rank": Rank, "gold": Gold, "votes": Votes, "suspects": Suspects,
     "power_users": PowerUsers, "balance": Balance, "columns": RecordColumns,
 }  # fmt: skip
 

@@ -24,11 +24,15 @@ duplicates:
   near: 0.8                                # Jaccard of 5-character shingles; near_duplicates.png shows what moving it does
   conflicts: keep                          # near, but with different answers: keep | drop
 
+semantic: {min_cosine: 0.85, action: flag} # other words, same answer, numbers and negations: flag | drop; fetches an encoder by pip
+
 gold: {errors: replace}                    # where the teacher is wrong by gold: replace | drop | teacher
 
 # votes: {files: [votes.jsonl], min_agreement: 0.6, use: filter}     # filter | weight; from `train label --samples`
 
 suspects: {action: flag, max_share: 0.1}   # labels that the other rows do not support: flag | drop | weight
+
+# rank: {files: [judged.jsonl], drop_share: 10%, min_agreement: 0.3}  # a judge's `score` of a sample; the rest is predicted
 
 power_users: {by: user, max_share: 5%, how: drop}    # by: user | template; max_rows or max_share; how: drop | weight
 

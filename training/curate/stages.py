@@ -17,7 +17,18 @@ from router.prompt import last_user_text
 from router.traffic import scan
 from training import imports
 from training.build import Keys
-from training.curate import balance, duplicates, gold, ledger, rules, suspects, users, votes
+from training.curate import (
+    balance,
+    duplicates,
+    gold,
+    ledger,
+    rank,
+    rules,
+    semantic,
+    suspects,
+    users,
+    votes,
+)
 from training.curate.config import CurateConfig, RecordColumns
 from training.curate.ledger import Choice, Entry, Outcome
 from training.dataset import (
@@ -78,8 +89,13 @@ def read_facts(records: Sequence[Path], columns: RecordColumns | None = None) ->
     return found
 
 
-def curate(dataset: Dataset, config: CurateConfig, tell: Tell | None = None) -> Result:
+def curate(
+    dataset: Dataset, config: CurateConfig, tell: Tell | None = None, *, models: Path | None = None
+) -> Result:
     """Run the stages that the configuration names.
+
+    Args:
+        models: folder of fetched models, for the stage that needs sentence vectors.
 
     Raises:
         DataError: data that a stage needs are missing, or no train row is left.
@@ -93,6 +109,7 @@ def curate(dataset: Dataset, config: CurateConfig, tell: Tell | None = None) -> 
     spec = AnswerSpec.model_validate(form)
     steps = [
         *_row_steps(config, result, spec, facts),
+        *_meaning_steps(config, result, models or dataset.path.parent / "models"),
         *_label_steps(config, result, spec, form, tell),
         *_mix_steps(config, result, form, facts),
     ]
@@ -131,10 +148,23 @@ def _row_steps(
             yield "near duplicates", lambda: duplicates.near(result.train, result.held_out, twins)
 
 
+def _meaning_steps(config: CurateConfig, result: Result, models: Path) -> Iterator[Step]:
+    """Which rows, by what they mean."""
+    if (alike := config.semantic) is not None:
+
+        def step() -> Outcome:
+            from training import encoder  # torch and a model: only where they are asked for
+
+            loaded = encoder.load(alike.encoder, models)
+            return semantic.apply(alike, result.train, result.held_out, loaded)
+
+        yield semantic.STAGE, step
+
+
 def _label_steps(
     config: CurateConfig, result: Result, spec: AnswerSpec, form: dict[str, Any], tell: Tell | None
 ) -> Iterator[Step]:
-    """Whose label: gold, votes, suspects."""
+    """Whose label: gold, votes, suspects, a judge's ranking."""
 
     def judged(done: int, total: int) -> None:
         if tell:
@@ -147,6 +177,9 @@ def _label_steps(
         yield votes.STAGE, lambda: votes.apply(ballots, result.train, cast, spec)
     if (doubts := config.suspects) is not None:
         yield suspects.STAGE, lambda: suspects.apply(doubts, result.train, form, judged)
+    if (ranks := config.rank) is not None:
+        scores = rank.load(ranks.files)
+        yield rank.STAGE, lambda: rank.apply(ranks, result.train, scores)
 
 
 def _mix_steps(

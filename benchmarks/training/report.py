@@ -1,0 +1,42 @@
+"""The measured ways as a table. Rows a second are over all steps but the first, and over the whole run with what is done once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+NAMES = {
+    "fit": "`graduate train fit`",
+    "fit-trl": "`graduate train fit --engine trl`",
+    "trl-tuned": "SFTTrainer, tuned",
+    "trl": "SFTTrainer as it comes",
+}
+
+
+def rate(state: Mapping[str, Any]) -> float:
+    """Rows a second of the whole run: steps, and hidden states where they are computed once."""
+    spent = sum(state["seconds"]) + state.get("once_seconds", 0.0)
+    return float(state["rows_seen"]) / spent if spent else 0.0
+
+
+def steady(state: Mapping[str, Any]) -> float:
+    """Rows a second of the steps alone."""
+    return float(state["rows_seen"]) / sum(state["seconds"]) if state["seconds"] else 0.0
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| way | rows seen | tokens a row | rows/s, whole run | × | rows/s, steps alone | peak memory, GiB | nats a held-out row after rows seen |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    whole = {way: rate(state) for way, state in results.items()}
+    for way, name in NAMES.items():
+        state = results.get(way)
+        if not state or not state.get("rows_seen"):
+            continue
+        losses = ", ".join(f"{rows}: {loss:.3f}" for rows, loss in state["losses"])
+        times = whole["fit"] / whole[way] if whole.get("fit") else 0.0
+        lines.append(
+            f"| {name} | {state['rows_seen']} | {state['tokens_a_row']:.0f} | {whole[way]:.2f} | {times:.1f} "
+            f"| {steady(state):.2f} | {state['peak_mib'] / 1024:.1f} | {losses or 'not reached'} |"
+        )
+    return "\n".join(lines)

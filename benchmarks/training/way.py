@@ -1,0 +1,210 @@
+"""One way of training, in a process of its own: goes on where it was, ends at its deadline, writes what it measured.
+
+    python -m benchmarks.training.way WAY FOLDER --seconds 100 …      the driver starts these
+
+Ways: `fit` is `graduate train fit`, `trl` TRL's SFTTrainer as it comes, `trl-tuned` the same with what can be set
+right, `fit-trl` is `graduate train fit --engine trl`.
+"""
+
+import argparse
+import json
+import os
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from datasets import Dataset as Table
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from benchmarks.training import work
+from router.prompt import render
+from serving import base_model
+from training import lora, whole_model
+from training.config import FitConfig
+from training.encode import Encoded, encode
+
+STARTED = time.monotonic()
+WAYS = ("fit", "trl", "trl-tuned", "fit-trl")
+RATE = {"trl": 5e-4, "trl-tuned": 5e-4}
+"""TRL's default of 2e-5 is for whole models and teaches LoRA nothing in so few steps; speed does not depend on it."""
+
+
+def per_row(adapted: Any, held: Sequence[Encoded]) -> float:
+    """Nats a held-out row: minus the log-probability of its whole answer and end. Comparable over prompts."""
+    found = whole_model.validate(adapted, held, 8)
+    return found.loss * sum(len(r.completion_ids) for r in held) / len(held)
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Times each step, validates when an epoch's rows are seen, and ends the turn at the deadline."""
+
+    def __init__(
+        self, state: dict[str, Any], rows: int, most: int, deadline: float, loss: Any
+    ) -> None:
+        self.state, self.rows, self.most, self.deadline, self.loss = (
+            state,
+            rows,
+            most,
+            deadline,
+            loss,
+        )
+        self.began = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.state["seconds"].append(time.perf_counter() - self.began)
+        self.state["peak_mib"] = max(self.state["peak_mib"], peak_mib())
+        left = self.deadline - time.monotonic()
+        is_enough = state.global_step * args.per_device_train_batch_size >= self.most
+        if is_enough or left < 3 * max(self.state["seconds"][-3:]):
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        epoch = round(state.epoch)
+        if not epoch or abs(state.epoch - epoch) > 1e-6:
+            return  # a turn that ends within an epoch
+        self.state["losses"].append([epoch * self.rows, self.loss()])
+        control.should_save = True
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def plain_trl(way: str, folder: Path, args: Any, state: dict[str, Any]) -> None:
+    """SFTTrainer: as it comes, or with full precision, no checkpointing, and our prompt and cut."""
+    dataset, teacher = work.rows(args.jigsaw, args.rows, args.held)
+    base = base_model.load(args.model, folder)
+    adapted = lora.add_lora(base.model, rank=16, alpha=32, top_layers=None, seed=0)
+    train, held = dataset.of("train"), dataset.of("validation")
+    info = dataset.info
+    more: dict[str, Any] = {}
+    if way == "trl":
+        rows = work.conversational(train, teacher)
+        check = work.chat_encoded(work.conversational(held, teacher), base.tokenizer)
+    else:
+        rows = [
+            {"prompt": render(info.prompt, e.messages, info.max_input_chars)[0], "completion": e.completion}
+            for e in train
+        ]  # fmt: skip
+        check = [encode(e, base.tokenizer, info.prompt, info.max_input_chars) for e in held]
+        more = {"bf16": False, "gradient_checkpointing": False, "max_length": None}
+    settings = SFTConfig(
+        str(folder / "checkpoints"), use_cpu=True, report_to="none", disable_tqdm=True, seed=0,
+        num_train_epochs=args.epochs, learning_rate=RATE[way], save_strategy="no", save_total_limit=1,
+        per_device_train_batch_size=8, dataloader_pin_memory=False, **more,
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        adapted, settings, train_dataset=Table.from_list(rows), processing_class=base.tokenizer
+    )
+    state["tokens_a_row"] = sum(map(len, trainer.train_dataset["input_ids"])) / len(
+        trainer.train_dataset
+    )
+    state["rows_used"] = len(trainer.train_dataset)
+    trainer.remove_callback(PrinterCallback)
+    most = args.most.get(way, args.epochs * args.rows)
+    clock = Clock(state, args.rows, most, STARTED + args.seconds, lambda: per_row(adapted, check))
+    trainer.add_callback(clock)
+    last = get_last_checkpoint(settings.output_dir) if Path(settings.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    steps = len(state["seconds"])
+    state["rows_seen"] = sum(min(8, args.rows - 8 * (i % -(-args.rows // 8))) for i in range(steps))
+    state["done"] = state["rows_seen"] >= most
+    if state["done"] and state["rows_seen"] % args.rows:
+        state["losses"].append([state["rows_seen"], per_row(adapted, check)])
+
+
+def ours(way: str, folder: Path, args: Any, state: dict[str, Any]) -> None:
+    """`graduate train fit` by either engine; the time of states computed once is part of it."""
+    from training.train import FitEvent, Run, RunPaused
+    from training.trl_run import TrlRun
+
+    dataset, _ = work.rows(args.jigsaw, args.rows, args.held)
+    base = base_model.load(args.model, folder)
+    # TRL's run over all layers needs a lower rate than ours over the top ten.
+    config = FitConfig(epochs=args.epochs, patience=args.epochs, max_cut_share=1)
+    if way == "fit-trl":
+        config = FitConfig.model_validate(
+            {**config.model_dump(), "engine": "trl", "lora": {"top_layers": None},
+             "optimizer": {"learning_rate": 5e-4}, "trl": {"save_steps": 4}}
+        )  # fmt: skip
+    info, began = dataset.info, time.perf_counter()
+    held = [
+        encode(e, base.tokenizer, info.prompt, info.max_input_chars)
+        for e in dataset.of("validation")
+    ]
+    state["tokens_a_row"] = (
+        sum(
+            len(encode(e, base.tokenizer, info.prompt, info.max_input_chars))
+            for e in dataset.of("train")
+        )
+        / args.rows
+    )
+
+    def tell(event: FitEvent) -> None:
+        if event.phase == "lower layers, training rows" and not state["losses"]:
+            state["once_seconds"] = time.perf_counter() - began
+        state["peak_mib"] = max(state["peak_mib"], peak_mib())
+
+    run = folder / "run"
+    made: Any
+    if way == "fit":
+        made = Run(
+            run, config, dataset, base.model, base.tokenizer, tell, pause_at=STARTED + args.seconds
+        )
+    else:
+        made = TrlRun(run, config, dataset, base.model, base.tokenizer, tell)
+    began = time.perf_counter()
+    try:
+        made.fit()
+        state["done"] = True
+    except RunPaused:
+        pass
+    tokens = sum(len(r.completion_ids) for r in held) / len(held)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if "validation_loss" in line]
+    state["seconds"] = [line["seconds"] for line in epochs]
+    state["losses"] = [[line["rows"], line["validation_loss"] * tokens] for line in epochs]
+    state["rows_seen"] = len(epochs) * args.rows
+    state["rows_used"] = args.rows
+
+
+def main() -> None:
+    """Run one turn of one way."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--jigsaw", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--held", type=int, required=True)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--most", type=json.loads, default={})
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    file = args.folder / "state.json"
+    args.folder.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = (
+        json.loads(file.read_text())
+        if file.exists()
+        else {"seconds": [], "losses": [], "peak_mib": 0.0, "once_seconds": 0.0, "done": False}
+    )
+    (plain_trl if args.way in RATE else ours)(args.way, args.folder, args, state)
+    file.write_text(json.dumps(state))
+
+
+if __name__ == "__main__":
+    main()
