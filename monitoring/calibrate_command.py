@@ -9,6 +9,7 @@ import typer
 from monitoring.commands import (
     HomeOption,
     JsonOption,
+    LogOption,
     PolicyOption,
     err,
     open_policy,
@@ -48,6 +49,7 @@ def calibrate(
     ] = None,
     home: HomeOption = Path(".graduate"),
     policy: PolicyOption = None,
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find how much the student may answer alone, with a promise that holds at a finite number of pairs.
@@ -71,7 +73,7 @@ def calibrate(
         from monitoring import calibrate_report, calibrate_run
 
         with progress(as_json) as tell:
-            records = scanned(place, seconds_of("--since", since), tell, route)
+            records = scanned(place, seconds_of("--since", since), tell, route, log)
             outcome = calibrate_run.run(
                 records, loaded, route, limit=limit, confidence=sure, use=use, adapter=adapter,
                 tell=tell,

@@ -18,10 +18,12 @@ from monitoring.commands import (
     DatabaseOption,
     HomeOption,
     JsonOption,
+    LogOption,
     PolicyOption,
     RouteOption,
     SinceOption,
     err,
+    named_logs,
     operator_errors,
     out,
     seconds_of,
@@ -44,12 +46,6 @@ triggers_command.register(app)
 
 RowsOption = Annotated[
     int, typer.Option("--drift-rows", help="Newest rows that drift looks at.", min=1)
-]
-LogOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--log", help="Traffic log, repeatable: folder or s3:// URL; default HOME/traffic."
-    ),
 ]
 ByOption = Annotated[
     str, typer.Option("--by", help="Who reviews.", envvar=["GRADUATE_REVIEWER", "USER"])
@@ -80,11 +76,8 @@ def _open(
         database or place.database_url,
         seconds_of("--since", since),
         drift_rows,
-        logs=tuple(logs or ()),
+        logs=named_logs(logs),
     )
-    for log in settings.logs:
-        if "://" not in log and not Path(log).is_dir():
-            raise ValueError(f"--log = {log!r}: allowed: a folder that is there, or a URL")
     return settings, open_store(settings.database)
 
 

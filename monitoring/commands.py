@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +28,12 @@ DatabaseOption = Annotated[
 ]
 RouteOption = Annotated[str | None, typer.Option("--route", help="One route only.")]
 SinceOption = Annotated[str, typer.Option("--since", help='How far back: "7d", "12h".')]
+LogOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log", help="Traffic log, repeatable: folder or s3:// URL; default HOME/traffic."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -118,22 +124,40 @@ def progress(quiet: bool) -> Iterator[Callable[[str, float, float], None]]:
         yield tell
 
 
+def named_logs(logs: Sequence[str] | None) -> tuple[str, ...]:
+    """The logs that `--log` names; none is the home's own.
+
+    Raises:
+        ValueError: one is neither a folder that is there nor a URL.
+    """
+    for log in logs or ():
+        if "://" not in log and not Path(log).is_dir():
+            raise ValueError(f"--log = {log!r}: allowed: a folder that is there, or a URL")
+    return tuple(logs or ())
+
+
 def scanned(
     home: Home,
     since_seconds: float,
     tell: Callable[[str, float, float], None],
     route: str | None = None,
+    logs: Sequence[str] | None = None,
 ) -> "Iterator[Record]":
-    """Records of the last `since_seconds`, one route's or all; the bar follows their time."""
+    """Records of the last `since_seconds`, one route's or all, of the home's log or those named; the bar follows their time.
+
+    Raises:
+        ValueError: a log that is named is not there.
+    """
     from router.traffic import scan
 
-    if not home.traffic.exists():
+    places: Sequence[str | Path] = named_logs(logs)
+    if not places and not home.traffic.exists():
         return
     now = time.time()
     since = now - since_seconds
     first = None
     for number, record in enumerate(
-        scan(home.traffic, routes=None if route is None else [route], since=since)
+        scan(places or [home.traffic], routes=None if route is None else [route], since=since)
     ):
         first = record.at if first is None else first
         if number % 1000 == 0:

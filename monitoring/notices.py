@@ -4,9 +4,10 @@ What is said and how is in `webhooks`. A move is told after it was carried out a
 are told in their order. A process that dies after the answer and before it is written down tells it again, under the same id.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 from sqlalchemy import select
 
@@ -19,6 +20,7 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 15.0, 1800.0
 GIVE_UP_SECONDS = 2 * 86400.0
 """A move that nobody takes for so long is told no more; the table still has it, with the last error."""
 THREADS = 8
+Outcome = Literal["sent", "again", "given up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,9 @@ class Delivered:
 
 def deliver(store: Store, policy: Policy, now: float) -> Delivered:
     """One try at each address that is due."""
-    due = select(NoticeRow).where(NoticeRow.sent_at.is_(None), NoticeRow.next_try_at <= now)
+    left = select(NoticeRow).where(NoticeRow.next_try_at.is_not(None)).order_by(NoticeRow.id)
     with store.session() as session:
-        waiting = list(session.scalars(due.order_by(NoticeRow.id)))
+        waiting = list(session.scalars(left))
         keys = {notice.event_key for notice in waiting}
         found = session.scalars(select(RolloutEventRow).where(RolloutEventRow.key.in_(keys)))
         events = {row.key: row for row in found}
@@ -43,18 +45,20 @@ def deliver(store: Store, policy: Policy, now: float) -> Delivered:
     for notice in waiting:
         by_address[notice.route, notice.url].append(notice)
 
-    def tell_all(address: tuple[str, str]) -> list[bool]:
+    def tell_all(address: tuple[str, str]) -> list[Outcome]:
         hook = _hook(policy, *address)
-        done: list[bool] = []
+        done: list[Outcome] = []
         for notice in by_address[address]:
+            if notice.next_try_at is not None and notice.next_try_at > now:
+                break  # the ones behind it wait too, or they would overtake it
             done.append(_tell(store, hook, notice, events.get(notice.event_key), now))
-            if not done[-1]:
-                break  # the next ones wait, or they would overtake it
+            if done[-1] == "again":
+                break
         return done
 
     with ThreadPoolExecutor(THREADS) as pool:
-        results = [ok for each in pool.map(tell_all, by_address) for ok in each]
-    return Delivered(sum(results), len(results) - sum(results))
+        results = Counter(one for each in pool.map(tell_all, by_address) for one in each)
+    return Delivered(results["sent"], results["again"] + results["given up"])
 
 
 def _hook(policy: Policy, route: str, url: str) -> Notify | None:
@@ -64,8 +68,8 @@ def _hook(policy: Policy, route: str, url: str) -> Notify | None:
 
 def _tell(
     store: Store, hook: Notify | None, notice: NoticeRow, event: RolloutEventRow | None, now: float
-) -> bool:
-    """Tell one, and write down how it went; True when nothing is left to do about it."""
+) -> Outcome:
+    """Tell one, and write down how it went."""
     why: str | None = "no longer in the policy"
     given_up = hook is None or event is None
     if hook is not None and event is not None:
@@ -80,4 +84,4 @@ def _tell(
         row.sent_at = now if why is None else None
         row.next_try_at = None if why is None or given_up else now + wait
         session.commit()
-    return why is None or given_up
+    return "sent" if why is None else "given up" if given_up else "again"

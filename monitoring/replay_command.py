@@ -11,6 +11,7 @@ import typer
 from monitoring.commands import (
     HomeOption,
     JsonOption,
+    LogOption,
     PolicyOption,
     RouteOption,
     SinceOption,
@@ -38,6 +39,7 @@ def replay(
     route: RouteOption = None,
     home: HomeOption = Path(".graduate"),
     policy: PolicyOption = None,
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a policy would have done on logged traffic, before it does it.
@@ -57,7 +59,7 @@ def replay(
             route_named(new, route)
         tried, now = Replay(new, route), Replay(present, route)
         with progress(as_json) as tell:
-            for record in scanned(place, seconds_of("--since", since), tell):
+            for record in scanned(place, seconds_of("--since", since), tell, logs=log):
                 tried.add(record)
                 now.add(record)
     body = {"proposed": tried.result(), "present": now.result()}

@@ -11,6 +11,7 @@ import typer
 from monitoring.commands import (
     HomeOption,
     JsonOption,
+    LogOption,
     PolicyOption,
     RouteOption,
     SinceOption,
@@ -37,6 +38,7 @@ def savings(
     ] = 1.0,
     home: HomeOption = Path(".graduate"),
     policy: PolicyOption = None,
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what was spent and saved, at the teacher's list price against the student's node hours or tokens.
@@ -54,7 +56,7 @@ def savings(
         ledger = Ledger(loaded.policy, nodes)
         with progress(as_json) as tell:
             # All routes are read, because they share the node.
-            for record in scanned(place, seconds_of("--since", since), tell):
+            for record in scanned(place, seconds_of("--since", since), tell, logs=log):
                 ledger.add(record)
         found = ledger.close(time.time())
     routes = [r for r in found.routes if route in (None, r.route)]

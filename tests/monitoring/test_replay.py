@@ -328,6 +328,9 @@ def test_the_command_lays_both_policies_side_by_side(tmp_path: Path) -> None:
         app, ["replay", str(tmp_path / "no.yaml"), "--home", str(place.root)]
     )
     assert missing.exit_code == 2
+    place.traffic.rename(tmp_path / "elsewhere")
+    named = CliRunner().invoke(app, [*command, "--json", "--log", str(tmp_path / "elsewhere")])
+    assert json.loads(named.stdout)["present"]["reproduced"] == 400
 
 
 def test_results_are_json() -> None:

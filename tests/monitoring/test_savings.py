@@ -156,3 +156,9 @@ def test_the_command_prints_routes_and_days(tmp_path: Path) -> None:
     assert sum(d["requests"] for d in body["days"]) == 20
     assert "pays from" in CliRunner().invoke(app, command).stdout
     assert CliRunner().invoke(app, [*command, "--route", "no"]).exit_code == 2
+    place.traffic.rename(tmp_path / "elsewhere")
+    assert json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)["routes"] == []
+    named = [*command, "--json", "--log", str(tmp_path / "elsewhere")]
+    assert json.loads(CliRunner().invoke(app, named).stdout)["routes"][0]["by_student"] == 20
+    missing = CliRunner().invoke(app, [*command, "--log", str(tmp_path / "nowhere")])
+    assert (missing.exit_code, "--log" in missing.stderr) == (2, True)
