@@ -262,6 +262,15 @@ MONITOR_ALERTS = (
         "stale: no record of the route comes; away: ticks are too far apart; confirm: a webhook does not say yes.",
         "graduate monitor report --route {{ $labels.route }} has the reason; is there traffic, does monitor serve tick, what does the webhook answer?",
     ),
+    Alert(
+        "GraduateTrainAgain",
+        f"max by ({BY}, kind) ({_M}_trigger_due) == 1",
+        "1h",
+        "ticket",
+        "The student of route {{ $labels.route }} should be distilled again: {{ $labels.kind }}",
+        "drift or disagreement of the version in force, enough new labels, or a teacher that announced its shutdown.",
+        "graduate monitor triggers --route {{ $labels.route }} says why; then graduate train build",
+    ),
 )
 _R = "graduate_router"
 _REFUSED = f'{_R}_policy_loads_total{{result="error"}}'

@@ -35,6 +35,7 @@ from monitoring.rollout_events import body
 from monitoring.rollout_routes import rollout_routes
 from monitoring.settings import MonitorSettings
 from monitoring.store import FlagRow, Store
+from monitoring.trigger_loop import LOOK_SECONDS, TriggerWatch
 from router import policy_file
 from router.answer_spec import AnswerSpec
 from router.errors import PolicyError
@@ -167,6 +168,19 @@ async def _notices(settings: MonitorSettings, store: Store, metrics: MonitorMetr
         await asyncio.sleep(NOTICE_SECONDS)
 
 
+async def _triggers(settings: MonitorSettings, store: Store, metrics: MonitorMetrics) -> None:
+    """Look again and again whether a student should be distilled again, for ever; beside the ticks."""
+    watch = TriggerWatch(settings, store)
+    while True:
+        try:
+            metrics.show_triggers(await asyncio.to_thread(watch.look))
+        except PolicyError:
+            pass  # the tick says so
+        except Exception:  # the outermost loop: a lost database must not end looking for good
+            logger.exception("triggers failed")
+        await asyncio.sleep(LOOK_SECONDS)
+
+
 def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True) -> FastAPI:
     """The application; with `ticking` it runs the tick loop while it lives."""
     metrics = MonitorMetrics(CollectorRegistry())
@@ -176,7 +190,15 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [
             asyncio.create_task(work)
-            for work in ((loop.run(), _notices(settings, store, metrics)) if ticking else ())
+            for work in (
+                (
+                    loop.run(),
+                    _notices(settings, store, metrics),
+                    _triggers(settings, store, metrics),
+                )
+                if ticking
+                else ()
+            )
         ]
         try:
             yield

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func, select
+
 from monitoring import overlay, rollout, rollout_events, webhooks
 from monitoring.evidence import Gathering
-from monitoring.review import ReviewQueue
 from monitoring.rollout_events import Event
-from monitoring.store import Store
+from monitoring.store import FlagRow, ReviewRow, Store
 from router import policy_file
 from router.policy import Route, RouteRollout
 
@@ -93,13 +94,26 @@ def look(
         return _carried_out(store, path, policy, standing, step, "begin", None, now, move=move)
     assert standing.state is not None  # or it would begin
     rule, state = standing.route.canary, standing.state
-    seen = gathered.evidence(len(ReviewQueue(store).labels(route=standing.name)))
+    seen = gathered.evidence(reviewed(store, standing.name, standing.adapter))
     since = evidence_since(state, now)
     step = rollout.next_step(
         rule, seen, state, seconds_on_step=(now - since).total_seconds(), now=stamp,
         segments=tuple(standing.route.segments), freeze=_freeze(store, standing, gathered, now),
     )  # fmt: skip
     return _carried_out(store, path, policy, standing, step, step.action, seen, now, move=move)
+
+
+def reviewed(store: Store, route: str, adapter: str | None) -> int:
+    """Records with an answer of this adapter version on which a person's word stands; of any version when it is None."""
+    query = (
+        select(func.count(ReviewRow.record_id.distinct()))
+        .join(FlagRow, FlagRow.id == ReviewRow.flag_id)
+        .where(ReviewRow.undone_at.is_(None), ReviewRow.route == route)
+    )
+    if adapter is not None:
+        query = query.where(FlagRow.adapter == adapter)
+    with store.session() as session:
+        return session.scalar(query) or 0
 
 
 def _freeze(

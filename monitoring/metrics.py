@@ -6,17 +6,19 @@ removed: a gauge that stands still for ever would be read as news.
 """
 
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from monitoring.triggers import Kind
 from router.policy import Policy, RouteRollout
 
 SLICES = 10
 """Slices of an adapter that are shown, the worst first."""
 
 ROLLOUT_STATES: tuple[str, ...] = get_args(RouteRollout.model_fields["state"].annotation)
+TRIGGERS: tuple[str, ...] = get_args(Kind)
 BLOCKS = ("stale", "away", "approval", "confirm")
 """What alone may keep a canary from more traffic."""
 GATE_STATES = {"breached": -1.0, "open": 0.0, "kept": 1.0}
@@ -77,6 +79,9 @@ class MonitorMetrics:
         )
         self.gates = gauge("gate_state", "-1 breached, 0 open, 1 kept", "route", "gate")
         self.limits = gauge("limit_share", "Limit of a gate in the policy", "route", "gate")
+        self.triggers = gauge(
+            "trigger_due", "1 when this says that a student be distilled again", "route", "kind"
+        )
         self.records = gauge("window_records", "Records in the window", "route")
         self.served = gauge("window_served_records", "By who answered", "route", "served_by")
         self.costs = gauge("window_cost_usd", "US dollars in the window", "route", "role")
@@ -107,6 +112,12 @@ class MonitorMetrics:
         self._set(self.window_end, route, {(): report["window_end"]})
         self._set(self.served, route, {(who,): n for who, n in report["served_by"].items()})
         self._set(self.costs, route, {(role,): usd for role, usd in report["costs_usd"].items()})
+
+    def show_triggers(self, due: Mapping[str, Collection[str]]) -> None:
+        """Set which triggers are due, by route."""
+        for route, kinds in due.items():
+            values = {(kind,): float(kind in kinds) for kind in TRIGGERS}
+            self._set(self.triggers, route, values)
 
     def show_policy(self, policy: Policy) -> None:
         """Set the limits of the policy's gates, and forget routes that it has no longer."""

@@ -217,7 +217,7 @@ class Canary(Strict):
     gates: Gates = Gates()
     confidence: Share = 0.95
     min_reviews: int = Field(default=0, ge=0)
-    """Reviewed disagreements before the last step."""
+    """Flagged answers of this adapter version that people have reviewed, before the last step."""
     on_breach: Literal["rollback", "hold"] = "rollback"
     approval: Literal["automatic", "manual"] = "automatic"
     """`manual`: each step is left only when a person has said so."""

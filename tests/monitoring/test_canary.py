@@ -18,6 +18,7 @@ from monitoring.cli import app as commands
 from monitoring.errors import RolloutRefused, UnknownRoute
 from monitoring.evidence import Gathering
 from monitoring.orders import abort, approve, order, resume
+from monitoring.review import ReviewQueue
 from monitoring.rollout_events import Event
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store, open_store
@@ -234,6 +235,29 @@ def test_a_move_from_a_state_that_is_gone_is_not_made(desk: Desk) -> None:
     assert [row.action for row in desk.moves] == ["begin", "abort"]
 
 
+def test_only_reviews_of_this_version_let_it_up(desk: Desk) -> None:
+    write_policy(desk.settings, steps=["50%", "100%"], min_reviews=2)
+    desk.look(0)
+    for version, numbers in (("mail/0", (1, 2)), ("mail/1", (3, 4))):
+        rows = [flag_row(n, version) for n in numbers]
+        assert desk.store.add_flags(rows) == 2
+    queue = ReviewQueue(desk.store)
+    for n in (1, 2, 3):
+        queue.decide(f"f{n}", "accept_teacher", by="ada")
+    held = desk.look(60, good=300)
+    assert (held["action"], held["reason"]) == ("hold", "1 of 2 reviews before the last step")
+    queue.decide("f4", "discard", by="ada")
+    assert desk.look(120, good=300)["action"] == "advance"
+
+
+def flag_row(number: int, adapter: str) -> dict[str, Any]:
+    return {
+        "id": f"f{number}", "record_id": f"r{number}", "route": "mail", "kind": "disagreement", "reason": "",
+        "score": 0.5, "at": 1.0, "record_at": 1.0, "adapter": adapter, "input_text": "x", "teacher_text": A,
+        "student_text": B, "status": "open",
+    }  # fmt: skip
+
+
 def test_stale_records_and_a_monitor_that_was_away_freeze(desk: Desk) -> None:
     write_policy(desk.settings, stale_after="10m")
     desk.look(0)
@@ -296,7 +320,7 @@ def test_the_api_takes_a_persons_word(desk: Desk) -> None:
 
 def test_the_console_has_the_buttons_that_the_state_allows(desk: Desk) -> None:
     def words(state: str) -> list[str]:
-        canary_now = {"action": "hold", "reason": "x", "gates": [], "blocked": None}
+        canary_now: dict[str, Any] = {"action": "hold", "reason": "x", "gates": [], "blocked": None}
         body = {
             "mode": "canary", "records": 0, "served_by": {}, "disagreement": [], "flags_open": 0, "reference": "",
             "drift": {"drifted": False, "enough": False, "current_rows": 0, "html": None, "why_not": "few", "columns": []},

@@ -108,6 +108,17 @@ def test_what_blocks_a_canary_is_a_gauge(settings: MonitorSettings, store: Store
     assert exposed(metrics, "rollout_blocked") == {}
 
 
+def test_triggers_that_are_due_are_a_gauge(settings: MonitorSettings) -> None:
+    metrics = MonitorMetrics(CollectorRegistry())
+    metrics.show_triggers({"mail": ["labels"]})
+    assert exposed(metrics, "trigger_due") == {
+        ("labels",): 1, ("drift",): 0, ("disagreement",): 0, ("shutdown",): 0,
+    }  # fmt: skip
+    settings.policy.write_text(policy().replace("mail:", "post:"))
+    metrics.show_policy(policy_file.load(settings.policy).policy)
+    assert exposed(metrics, "trigger_due") == {}
+
+
 def test_limits_come_from_the_policy_and_routes_go_with_it(
     settings: MonitorSettings, store: Store
 ) -> None:

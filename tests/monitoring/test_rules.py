@@ -142,6 +142,8 @@ CASES = (
     Case("approved in time", "GraduateRolloutWaits", {f'{MONITOR}_rollout_blocked{{route="mail",reason="approval"}}': "1x50 0x20"}, "65m", False, MAIL),
     Case("no records", "GraduateRolloutBlocked", {f'{MONITOR}_rollout_blocked{{route="mail",reason="stale"}}': "1x40"}, "35m", True, {**MAIL, "reason": "stale"}),
     Case("a person is waited for", "GraduateRolloutBlocked", {f'{MONITOR}_rollout_blocked{{route="mail",reason="approval"}}': "1x40"}, "35m", False, MAIL),
+    Case("labels wait", "GraduateTrainAgain", {f'{MONITOR}_trigger_due{{route="mail",kind="labels"}}': "1x70"}, "65m", True, {**MAIL, "kind": "labels"}),
+    Case("nothing is due", "GraduateTrainAgain", {f'{MONITOR}_trigger_due{{route="mail",kind="labels"}}': "0x70"}, "65m", False, MAIL),
     Case("held for two minutes", "GraduateRolloutHeld", {f'{MONITOR}_rollout_state{{route="mail",state="held"}}': "0x12 1x9"}, "15m", False, MAIL),
     Case("the first bad edit ever", "GraduatePolicyRefused", {LOADS: "_x5 1x20"}, "7m", True, AT),
     Case("another bad edit", "GraduatePolicyRefused", {LOADS: "3x20 4x20"}, "25m", True, AT),

@@ -18,6 +18,7 @@ from monitoring.cli import app
 from monitoring.review import ReviewQueue
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store, open_store
+from monitoring.trigger_loop import TriggerWatch
 from monitoring.trigger_store import date_of, evidence, remember, triggers
 from monitoring.triggers import RouteEvidence, Trigger, TriggerRule, due
 from router import policy_file
@@ -166,6 +167,9 @@ def test_the_command_reads_reports_labels_and_the_teacher(
     for n, verdict in enumerate(["accept_teacher", "accept_teacher", "discard"]):
         ReviewQueue(store).decide(f"f{n}", verdict, by="ada")
     command = ["triggers", "--home", str(settings.home.root), "--min-labels", "2", "--json"]
+    watch = TriggerWatch(settings, store, TriggerRule(min_labels=2))
+    shown = {"mail": ["shutdown", "disagreement", "drift", "labels"]}
+    assert watch.look() == shown  # and remembers none: the job that trains is told first
     first = json.loads(CliRunner().invoke(app, command).stdout)
     assert first["notes"] == []
     events = {e["kind"]: e for e in first["events"]}
