@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from router.difficulty import DifficultyModel, load_model
 from router.errors import PolicyError, Problem
-from router.policy import Policy, Rollouts
+from router.policy import Gates, Policy, Rollouts
 
 KeyPath = tuple[str | int, ...]
 M = typing.TypeVar("M", bound=BaseModel)
@@ -82,6 +82,8 @@ def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     at: Any = model
     for part in path[:-1]:
         if isinstance(at, type) and issubclass(at, BaseModel):
+            if isinstance(part, int):
+                continue  # an item of a list of these
             by_key = {f.alias or name: f for name, f in at.model_fields.items()}
             at = by_key[str(part)].annotation if str(part) in by_key else None
         else:
@@ -361,5 +363,10 @@ def warnings(policy: Policy) -> list[str]:
         if student.version == "latest" and route.mode in ("canary", "student"):
             found.append(
                 f"routes.{name}.student.version: latest changes the student when a version is published; pin one"
+            )
+        if route.mode == "canary" and route.canary.gates == Gates():
+            found.append(
+                f"routes.{name}.canary.gates: none set: nothing can show that the student may have more, "
+                "and it stays on its first step"
             )
     return found

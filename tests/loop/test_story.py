@@ -152,7 +152,7 @@ class Story:
             while not self._stop.is_set():
                 await asyncio.gather(*(one(self.number + n) for n in range(10)))
                 self.number += 10
-                await asyncio.sleep(0.08)
+                await asyncio.sleep(0.2)
 
     def get(self, name: str, path: str, **query: Any) -> Any:
         reply = httpx.get(f"{self.at(name)}{path}", params=query, trust_env=False)

@@ -51,6 +51,14 @@ IN_ROUTE = [
     ("canary: {hold: 60}", "canary.hold", 60, "duration with its unit"),
     ("canary: {hold: -1s}", "canary.hold", "-1s", "duration with its unit"),
     ("canary: {hold: soon}", "canary.hold", "soon", "duration with its unit"),
+    ("canary: {approval: maybe}", "canary.approval", "maybe", "'automatic' or 'manual'"),
+    ("canary: {give_up_after: {requests: 0}}", "canary.give_up_after.requests", 0, "greater than or equal to 1"),
+    ("canary: {give_up_after: 30d}", "canary.give_up_after", "30d", "GiveUp"),
+    ("canary: {stale_after: 0s}", "canary.stale_after", 0.0, "greater than 0"),
+    ("canary: {confirm: [{url: 'ftp://x'}]}", "canary.confirm.0.url", "ftp://x", "pattern"),
+    ("canary: {confirm: [{url: 'http://x', timeout: 2m}]}", "canary.confirm.0.timeout", 120.0, "less than or equal to 60"),
+    ("canary: {notify: [{url: 'http://x', kind: pager}]}", "canary.notify.0.kind", "pager", "'webhook' or 'alertmanager'"),
+    ("canary: {notify: [{url: 'http://x', secret: s}]}", "canary.notify.0.secret", None, "did you mean 'secret_env'?"),
     ("canary: {audit: true}", "canary.audit", True, "share from 0 to 1"),
     ("canary: {audit: .nan}", "canary.audit", None, "share from 0 to 1"),
     ("canary: {gates: {disagreement: {max: 6}}}", "canary.gates.disagreement.max", 6, "share from 0 to 1"),
@@ -197,7 +205,9 @@ def test_a_difficulty_model_that_is_not_there_or_broken_is_refused_at_its_key(
     problem = problem_of(path, folder)
     assert (problem.line, problem.key) == (11, "routes.mail.hybrid.difficulty.model")
     assert "bias" in problem.allowed or "buckets" in problem.allowed
-    model.write_text(json.dumps({"features": 2, "name": "hard", "bias": 0, "buckets": 8, "weights": {"1": 2}}))
+    model.write_text(
+        json.dumps({"features": 2, "name": "hard", "bias": 0, "buckets": 8, "weights": {"1": 2}})
+    )
     assert set(policy_file.load(path, None, folder).difficulty) == {"hard"}
     assert not policy_file.load(path).difficulty
 
@@ -308,6 +318,7 @@ def test_an_example_survives_dump_and_load(path: Path) -> None:
     [
         ({"guard": {"rules": ["label"]}}, "routes.mail.guard.rules: label refuses every answer of kind text"),
         ({"mode": "student", "student": {"backend": "students", "adapter": "mail"}}, "latest changes the student"),
+        ({"mode": "canary"}, "routes.mail.canary.gates: none set"),
         (
             {"hybrid": {"cascade": {"min_confidence": 0.9}}, "student": {"backend": "students", "adapter": "mail"}},
             "without student.prompt LoRAX gives no confidence",
