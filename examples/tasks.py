@@ -118,9 +118,10 @@ def jigsaw(folder: Path) -> Task:
         # What the study chose on this data (docs/results/jigsaw-recipe.md). The test is half toxic, the traffic is not;
         # long comments are cut on purpose: their beginning decides.
         set_=(
-            "epochs=2", "optimizer.learning_rate=1e-3", "target_mix.0=0.5", "target_mix.1=0.5", "max_cut_share=0.5",
+            "epochs=4", "optimizer.learning_rate=1e-3", "average_share=0.3", "target_mix.0=0.5", "target_mix.1=0.5",
+            "max_cut_share=0.5",
         ),
-        hand_over=0.2,
+        hand_over=0.25,
     )  # fmt: skip
 
 
