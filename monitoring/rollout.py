@@ -37,10 +37,20 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """What is not a count: latencies in seconds, feedback scores 0-1."""
+
+    student_seconds: Sequence[float] = ()
+    teacher_seconds: Sequence[float] = ()
+    feedback: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What was seen since the canary came to its step, of this adapter version only.
 
-    The three counts are by segment; "" is the whole route. Latencies are seconds, feedback scores 0-1.
+    The three counts are by segment; "" is the whole route. Latencies are seconds, feedback scores 0-1, of the whole route,
+    and of each segment in `by_segment`.
     """
 
     disagreement: Mapping[str, Count] = field(default_factory=dict)
@@ -50,6 +60,13 @@ class Evidence:
     teacher_seconds: Sequence[float] = ()
     feedback: Sequence[float] = ()
     reviews: int = 0
+    by_segment: Mapping[str, Scores] = field(default_factory=dict)
+
+    def scores(self, segment: str) -> Scores:
+        """Of one segment; "" is the whole route."""
+        if segment == "":
+            return Scores(self.student_seconds, self.teacher_seconds, self.feedback)
+        return self.by_segment.get(segment, Scores())
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,27 +144,30 @@ def rate_gate(name: str, count: Count, limit: float, alpha: float) -> GateResult
     return GateResult(name, state, f"{shown}, limit {100 * limit:g} %, {need}", *figures)
 
 
-def _latency_gate(evidence: Evidence, max_ratio: float, alpha: float) -> GateResult:
+def _latency_gate(name: str, seen: Scores, max_ratio: float, alpha: float) -> GateResult:
     # Either verdict leans on one end of each sequence, and an end errs with alpha / 2.
-    student = quantile_sequence(evidence.student_seconds, 0.95, alpha)
-    teacher = quantile_sequence(evidence.teacher_seconds, 0.95, alpha)
+    student = quantile_sequence(seen.student_seconds, 0.95, alpha)
+    teacher = quantile_sequence(seen.teacher_seconds, 0.95, alpha)
     low = student.low / teacher.high if teacher.high > 0 else 0.0
     high = student.high / teacher.low if teacher.low > 0 else math.inf
     state: GateState = "breached" if low > max_ratio else "kept" if high <= max_ratio else "open"
     detail = f"ratio {low:.2f} to {high:.2f}, limit {max_ratio:g}"
-    rows = min(len(evidence.student_seconds), len(evidence.teacher_seconds))
+    rows = min(len(seen.student_seconds), len(seen.teacher_seconds))
     end = high if math.isfinite(high) else None
-    return GateResult("latency_p95", state, detail, rows, low, end, alpha)
+    return GateResult(name, state, detail, rows, low, end, alpha)
 
 
-def _feedback_gate(evidence: Evidence, minimum: float, alpha: float) -> GateResult:
-    found: Interval = mean_sequence(evidence.feedback, alpha)
+def _feedback_gate(name: str, seen: Scores, minimum: float, alpha: float) -> GateResult:
+    found: Interval = mean_sequence(seen.feedback, alpha)
     state: GateState = (
         "breached" if found.high < minimum else "kept" if found.low >= minimum else "open"
     )
     detail = f"mean {found.low:.2f} to {found.high:.2f}, limit {minimum:g}"
-    rows = len(evidence.feedback)
-    return GateResult("feedback", state, detail, rows, found.low, found.high, alpha)
+    return GateResult(name, state, detail, len(seen.feedback), found.low, found.high, alpha)
+
+
+def _in(name: str, segment: str) -> str:
+    return f"{name} in {segment}" if segment else name
 
 
 def gates(rule: Canary, evidence: Evidence, segments: Sequence[str] = ()) -> tuple[GateResult, ...]:
@@ -156,25 +176,29 @@ def gates(rule: Canary, evidence: Evidence, segments: Sequence[str] = ()) -> tup
     The error is shared out over declared gates and segments, seen or not: a number that grew with traffic would move the
     bar while one looks. A segment without rows is an open gate.
     """
-    limits = rule.gates
+    limits, places = rule.gates, ("", *segments)
     none = Count(0, 0)
     rates = [
-        (f"{name}{f' in {segment}' if segment else ''}", counts.get(segment, none), limit.max)
+        (_in(name, segment), counts.get(segment, none), limit.max)
         for name, counts, limit in (
             ("disagreement", evidence.disagreement, limits.disagreement),
             ("guard_failures", evidence.guard_failures, limits.guard_failures),
             ("errors", evidence.errors, limits.errors),
         )
         if limit is not None
-        for segment in ("", *segments)
+        for segment in places
     ]
-    others = [limits.latency_p95 is not None, limits.feedback is not None]
-    alpha = (1 - rule.confidence) / max(1, len(rates) + sum(others))
+    others = sum(limit is not None for limit in (limits.latency_p95, limits.feedback))
+    alpha = (1 - rule.confidence) / max(1, len(rates) + others * len(places))
     results = [rate_gate(name, count, limit, alpha) for name, count, limit in rates]
-    if limits.latency_p95 is not None:
-        results.append(_latency_gate(evidence, limits.latency_p95.max_ratio, alpha))
-    if limits.feedback is not None:
-        results.append(_feedback_gate(evidence, limits.feedback.min, alpha))
+    for segment in places:
+        seen = evidence.scores(segment)
+        if limits.latency_p95 is not None:
+            ratio = limits.latency_p95.max_ratio
+            results.append(_latency_gate(_in("latency_p95", segment), seen, ratio, alpha))
+        if limits.feedback is not None:
+            least = limits.feedback.min
+            results.append(_feedback_gate(_in("feedback", segment), seen, least, alpha))
     return tuple(results)
 
 

@@ -1,6 +1,7 @@
 """A canary in the store and the overlay: moves with their evidence, persons' orders, and processes that die in between."""
 
 import asyncio
+import dataclasses
 import datetime
 import json
 import sqlite3
@@ -22,8 +23,10 @@ from monitoring.review import ReviewQueue
 from monitoring.rollout_events import Event
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store, open_store
+from monitoring.tick import run_tick
 from router import policy_file
 from router.policy import Canary, Rollouts, RouteRollout
+from router.traffic import TrafficLog
 from tests.monitoring.conftest import NOW, policy, record
 
 A, B = '{"kind":"a"}', '{"kind":"b"}'
@@ -269,6 +272,21 @@ def test_stale_records_and_a_monitor_that_was_away_freeze(desk: Desk) -> None:
     assert (stale["action"], stale["blocked"]) == ("hold", "stale")
     assert "no record for 660 s" in stale["reason"]
     assert desk.look(1480, bad=80)["action"] == "rollback"
+
+
+def test_evidence_begins_with_the_step_however_far_the_report_looks_back(
+    desk: Desk,
+) -> None:
+    settings = dataclasses.replace(desk.settings, since_seconds=60.0)
+    run_tick(settings, desk.store, now=at(0), html=False)
+    log = TrafficLog(settings.home.traffic, now=lambda: NOW)
+    for n in range(300):
+        assert log.append(record(1001 + n, A, A, mode="canary"))
+    log.close()
+    (report,) = run_tick(settings, desk.store, now=at(3000), html=False)
+    assert report.rollout is not None
+    assert (report.records, report.flags_open) == (0, 0)
+    assert (report.rollout["action"], desk.moves[-1].rows) == ("advance", 300)
 
 
 def test_a_database_of_an_older_graduate_gets_the_new_columns(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.rollouts import STUDENTS, Setting, sequential_run
 from monitoring.evidence import gather
-from monitoring.rollout import Count, Evidence, Freeze, first_step, frozen, next_step
+from monitoring.rollout import Count, Evidence, Freeze, Scores, first_step, frozen, next_step
 from router.policy import Canary, RouteRollout
 from tests.monitoring.conftest import record
 
@@ -93,6 +93,29 @@ def test_latency_and_feedback_gates() -> None:
     assert moved(sad, at(0), gates=gates).action == "rollback"
 
 
+def test_latency_and_feedback_hold_in_each_segment() -> None:
+    limits = {"latency_p95": {"max_ratio": 1.2}, "feedback": {"min": 0.8}}
+    rule = Canary.model_validate({"steps": [0.5, 1], "hold": "0s", "gates": limits})
+
+    def step(**of_vip: Any) -> Any:
+        whole: dict[str, Any] = {
+            "student_seconds": (0.1,) * 4000,
+            "teacher_seconds": (1.0,) * 4000,
+            "feedback": (1.0,) * 400,
+        }
+        seen = Evidence(**whole, by_segment={"vip": Scores(**{**whole, **of_vip})})
+        return next_step(rule, seen, at(0), seconds_on_step=1, now="t1", segments=("vip",))  # fmt: skip
+
+    assert step().action == "advance"
+    assert {g.name for g in step().gates} == {
+        "latency_p95", "feedback", "latency_p95 in vip", "feedback in vip",
+    }  # fmt: skip
+    assert [g.alpha for g in step().gates] == [pytest.approx(0.05 / 4)] * 4
+    assert step(student_seconds=(3.0,) * 4000).reason.startswith("breached: latency_p95 in vip")
+    assert step(feedback=(0.2,) * 400).reason.startswith("breached: feedback in vip")
+    assert step(feedback=()).action == "hold"
+
+
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 2))
 def test_the_share_never_grows_without_kept_gates(bad: int, good: int, step: int) -> None:
     evidence = Evidence({"": Count(bad, bad + good)}, errors={"": Count(0, 400)}, reviews=9)
@@ -115,6 +138,11 @@ def test_evidence_counts_one_draw_a_conversation_and_this_version_only() -> None
     assert found.guard_failures == {"": Count(0, 4), "vip": Count(0, 1)}
     assert (len(found.student_seconds), len(found.teacher_seconds), found.reviews) == (4, 5, 2)
     assert gather(records, "mail/2", reviews=0).errors == {}
+    assert (len(found.scores("vip").student_seconds), len(found.scores("vip").teacher_seconds)) == (
+        1,
+        1,
+    )
+    assert len(found.scores("unseen").feedback) == 0
 
 
 def test_an_unaudited_start_does_not_use_up_a_conversation() -> None:
