@@ -171,7 +171,7 @@ def dark_launch(story: Story) -> None:
     ask(story, rows)
     _wait_for_shadows(story, before + len(rows))
     found = report(story)
-    rate = found["disagreement"][0]["rate"]
+    rate = max((one["rate"] for one in found["disagreement"]), key=lambda r: int(r["rows"]))
     shown = f"{100 * rate['share']:.1f} % [{100 * rate['low']:.1f}-{100 * rate['high']:.1f}] of {rate['rows']}"
     story.note("dark launch", f"disagreement {shown}; {found['flags_open']} flags")
 
