@@ -155,6 +155,8 @@ class Cycle:
         else:
             if not self.response_complete and not self.disconnected:
                 await self._failed(None)
+        finally:
+            self._connection.task_ended(self)
 
     async def _failed(self, why: BaseException | None) -> None:
         logger.error("no whole reply to %s %s", self.head.method, self.head.path, exc_info=why)

@@ -24,7 +24,8 @@ class Decision(msgspec.Struct, frozen=True):
     """How one request is answered.
 
     `arm` is who answers first, `propensity` the probability that this arm had; `shadow` asks the student unseen beside
-    the teacher, `audit` the teacher unseen beside the student, `noise` the teacher a second time.
+    the teacher, `audit` the teacher unseen beside the student, `noise` the teacher a second time. Made by
+    position on the way of every request: by name msgspec takes ten times as long.
     """
 
     route: str
@@ -140,11 +141,11 @@ def _student_cannot(route: Route, request: RequestView) -> str | None:
 def _dark_launch(name: str, route: Route, draw: float) -> Decision:
     rule = route.dark_launch
     shadow = drawn(draw, "shadow", rule.share)
+    noise = shadow and drawn(draw, "noise", rule.noise)
+    reason = "dark launch: shadowed" if shadow else "dark launch: not drawn"
     return Decision(
-        name, route.mode, "teacher", "dark launch: shadowed" if shadow else "dark launch: not drawn",
-        draw, shadow=shadow, shadow_share=rule.share,
-        noise=shadow and drawn(draw, "noise", rule.noise),
-    )  # fmt: skip
+        name, route.mode, "teacher", reason, draw, 1.0, shadow, False, noise, rule.share
+    )
 
 
 def _student(
@@ -156,9 +157,9 @@ def _student(
     floor: float | None = None,
 ) -> Decision:
     share = route.canary.audit
+    audit = drawn(draw, "audit", share)
     return Decision(
-        name, route.mode, "student", reason, draw, propensity,
-        audit=drawn(draw, "audit", share), shadow_share=share, cascade_min_confidence=floor,
+        name, route.mode, "student", reason, draw, propensity, False, audit, False, share, None, floor
     )  # fmt: skip
 
 
@@ -197,9 +198,10 @@ def _canary(
     if place < share:
         return _student(name, route, f"canary: {place:.4f} < {share:g} by {shown}", draw, share)
     rule = route.dark_launch
+    shadow = drawn(draw, "shadow", rule.share)
     return Decision(
         name, route.mode, "teacher", f"canary: {place:.4f} >= {share:g} by {shown}", draw,
-        propensity=1 - share, shadow=drawn(draw, "shadow", rule.share), shadow_share=rule.share,
+        1 - share, shadow, False, False, rule.share,
     )  # fmt: skip
 
 

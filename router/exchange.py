@@ -11,8 +11,9 @@ in `decide`, `guard` and `compare`.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -99,13 +100,13 @@ class Exchange:
             may_wait=not replaced_at_once,
         )
 
-    async def reply(self) -> Outgoing:
-        """The reply, by the decision."""
+    def reply(self) -> Coroutine[Any, Any, Outgoing]:
+        """The reply, by the decision, when awaited."""
         if self.decision.arm == "teacher":
-            return await self._from_teacher()
+            return self._from_teacher()
         if self.request.stream and self._route.guard.stream == "pass" and self._can_stream():
-            return await self._from_student_stream()
-        return await self._from_student()
+            return self._from_student_stream()
+        return self._from_student()
 
     def _can_stream(self) -> bool:
         """Whether the student's answer may be passed on while it is written: LoRAX, a template, and no cascade."""
@@ -300,7 +301,9 @@ class Exchange:
 
     def _copies(self, teacher_answer: Answer) -> None:
         """Shadow and noise of a request that the teacher answered."""
-        if self.route is None or not teacher_answer.ok or self._student_was_asked():
+        if self.route is None or not (self.decision.shadow or self.decision.noise):
+            return
+        if not teacher_answer.ok or self._student_was_asked():
             return
         if self.decision.shadow and self._may_copy(self.route.dark_launch.max_per_minute):
             self.services.shadows.submit(lambda: self._shadow(teacher_answer))

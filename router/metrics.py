@@ -36,6 +36,7 @@ class RouterMetrics:
         # What is counted with each request, by its labels; `labels()` costs more than counting.
         self._by_reply: dict[tuple[str, str, int], ReplyTally] = {}
         self._by_answer: dict[tuple[str, ...], AnswerTally] = {}
+        self._by_comparison: dict[tuple[str, str], int] = {}
         registry.register(_FlushFirst(self))
         self._count_requests(registry)
         self._count_answers(registry)
@@ -221,6 +222,9 @@ class RouterMetrics:
             replies.flush()
         for answers in self._by_answer.values():
             answers.flush()
+        compared, self._by_comparison = self._by_comparison, {}
+        for labels, number in compared.items():
+            self.comparisons.labels(*labels).inc(number)
 
     def count_comparison(self, route: str, comparison: Comparison | None) -> None:
         """Count a comparison at once, so that dashboards need not wait for the monitor."""
@@ -230,4 +234,5 @@ class RouterMetrics:
             result = "agree" if comparison.agree else "disagree"
         else:
             result = "teacher_form" if comparison.student_form_ok else "student_form"
-        self.comparisons.labels(route, result).inc()
+        key = (route, result)
+        self._by_comparison[key] = self._by_comparison.get(key, 0) + 1

@@ -216,7 +216,12 @@ class CallerConnection(asyncio.Protocol):
             answering = cycle.run(self._app, cycle.scope(), cycle.receive, cycle.send)
         cycle.task = task = self.loop.create_task(answering)
         self._server_state.tasks.add(task)
-        task.add_done_callback(self._server_state.tasks.discard)
+
+    def task_ended(self, cycle: Cycle) -> None:
+        """The application is done with a request; the server need not wait for it when it ends."""
+        if cycle.task is not None:
+            self._server_state.tasks.discard(cycle.task)
+            cycle.task = None
 
     def reply_completed(self) -> None:
         """The reply's last byte is written: the next request may come, or wait no longer."""

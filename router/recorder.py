@@ -82,38 +82,20 @@ class Recorder:
         for answer in self.answers:
             services.metrics.count_answer(decision.route, answer)
         comparison = self._online_comparison()
-        services.metrics.count_comparison(decision.route, comparison)
+        if comparison is not None:
+            services.metrics.count_comparison(decision.route, comparison)
         self._charge()
         if not decision.log and self.trace is None:
             return
         request = self.request
+        # By position, in the order of `Record`: by name msgspec takes ten times as long.
         record = Record(
-            id=self.id,
-            at=self.at,
-            route=decision.route,
-            mode=decision.mode,
-            policy_digest=self.force.loaded.digest,
-            arm=decision.arm,
-            served_by=served_by,
-            reason=self.reason,
-            status=status,
-            answers=tuple(self.answers),
-            path=request.path,
-            model=request.model,
-            request=msgspec.Raw(request.body),
-            draw=decision.draw,
-            propensity=decision.propensity,
-            shadow_share=decision.shadow_share,
-            segment=decision.segment,
-            conversation=request.conversation,
-            user=request.user,
-            caller=request.caller,
-            metadata=request.metadata,
-            headers=self._deciding_headers(),
-            stream=request.stream,
-            latency_seconds=seconds,
-            comparison=comparison,
-        )
+            self.id, self.at, decision.route, decision.mode, self.force.loaded.digest, decision.arm, served_by,
+            self.reason, status, tuple(self.answers), request.path, request.model, msgspec.Raw(request.body),
+            decision.draw, decision.propensity, decision.shadow_share, decision.segment, request.conversation,
+            request.user, request.caller, request.metadata, self._deciding_headers(), request.stream, seconds,
+            comparison,
+        )  # fmt: skip
         if self.trace is not None:
             self._traced(self.trace, record)
         if decision.log:

@@ -6,7 +6,7 @@ model's name.
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -71,21 +71,6 @@ def reply_headers(headers: Iterable[Header]) -> list[Header]:
     ]
 
 
-def describe(view: ReplyView, status: int, body: bytes | None) -> Mapping[str, object]:
-    """The fields of an `Answer` that a reply's view gives."""
-    return {
-        "status": status,
-        "text": view.text,
-        "tool_calls": view.tool_calls,
-        "finish_reason": view.finish_reason,
-        "usage": view.usage,
-        "error": None if 200 <= status < 300 else "status",
-        "body": msgspec.Raw(body)
-        if body and (view is not EMPTY_REPLY or _is_json(body))
-        else NO_BODY,
-    }
-
-
 _any_json = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -121,17 +106,14 @@ class TeacherClient:
         body: bytes | None = None, first: float | None = None, error: str | None = None,
     ) -> Answer:  # fmt: skip
         """The answer that a reply amounts to."""
-        found = Answer(
-            role="teacher",
-            backend=self.client.name,
-            model=view.model or self.model or request.model,
-            purpose=purpose,
-            latency_seconds=seconds,
-            first_token_seconds=first,
-            cost_usd=self.client.cost(view.usage),
-            **describe(view, status, body),  # type: ignore[arg-type]
-        )
-        return msgspec.structs.replace(found, error=error) if error else found
+        is_json = body and (view is not EMPTY_REPLY or _is_json(body))
+        # By position, in the order of `Answer`: by name msgspec takes ten times as long.
+        return Answer(
+            "teacher", self.client.name, view.model or self.model or request.model, None, purpose, status, view.text,
+            view.tool_calls, view.finish_reason, view.usage, seconds, first, None,
+            error or (None if 200 <= status < 300 else "status"), None, self.client.cost(view.usage),
+            msgspec.Raw(body) if body and is_json else NO_BODY,
+        )  # fmt: skip
 
     def no_answer(
         self, request: RequestView, why: BackendError, seconds: float, purpose: Purpose

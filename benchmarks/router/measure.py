@@ -24,17 +24,17 @@ class DidNotStart(Exception):
 
 
 @contextlib.contextmanager
-def _upstream(folder: Path) -> Iterator[tuple[int, int]]:
-    """The compiled upstream, running: its port and its pid."""
+def upstream(folder: Path, core: int | None = LOAD_CORE) -> Iterator[tuple[int, int]]:
+    """The compiled upstream, running on a core or on all: its port and its pid."""
     program, port = folder / "upstream", free_port()
     source = Path(__file__).with_name("upstream.c")
     subprocess.run(["cc", "-O2", "-o", str(program), str(source)], check=True)
-    with process(LOAD_CORE, [str(program), str(port)], folder / "upstream.log") as started:
-        _wait(Target(port, None, port, started.pid), started, folder / "upstream.log")
+    with process(core, [str(program), str(port)], folder / "upstream.log") as started:
+        wait(Target(port, None, port, started.pid), started, folder / "upstream.log")
         yield port, started.pid
 
 
-def _wait(target: Target, started: subprocess.Popen[bytes], log: Path) -> None:
+def wait(target: Target, started: subprocess.Popen[bytes], log: Path) -> None:
     """Until the target answers.
 
     Raises:
@@ -49,7 +49,7 @@ def _wait(target: Target, started: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @dataclass(slots=True)
-class _Records:
+class Records:
     """Counts a traffic log's records; closed segments are deleted once counted, so that the disk does not fill."""
 
     folder: Path
@@ -91,7 +91,7 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="bench-router-") as kept:
         folder = Path(kept)
-        with _upstream(folder) as (port, pid):
+        with upstream(folder) as (port, pid):
             if name == DIRECT:
                 target = Target(port, None, port, pid)
                 for _ in range(runs):
@@ -102,8 +102,8 @@ def measure(
             tick("starting")
             with process(PROXY_CORE, proxy.command, log, proxy.env) as started:
                 target = Target(mine, started.pid, port, pid)
-                _wait(target, started, log)
-                records = _Records(proxy.traffic_log) if proxy.traffic_log else None
+                wait(target, started, log)
+                records = Records(proxy.traffic_log) if proxy.traffic_log else None
                 start_mib = usage(started.pid).rss_mib
                 tick(WARM_UP.what)
                 target.run(WARM_UP, results.seconds)
@@ -113,9 +113,7 @@ def measure(
                     results.add(name, run)
 
 
-def _run(
-    target: Target, seconds: int, records: _Records | None, tick: Callable[[str], None]
-) -> Run:
+def _run(target: Target, seconds: int, records: Records | None, tick: Callable[[str], None]) -> Run:
     before = records.total() if records else 0
     run = Run(target.pid or 0, None, {})
     for phase in PHASES:

@@ -53,6 +53,7 @@ class Target:
     pid: int | None
     upstream_port: int
     upstream_pid: int
+    load_core: int | None = LOAD_CORE
 
     def run(self, phase: Phase, seconds: int) -> Figures:
         """Figures of one phase.
@@ -98,7 +99,7 @@ class Target:
             "wrk", "-t1", f"-c{phase.connections}", f"-d{seconds}s", "--timeout", "30s",
             "-s", str(HERE / "post.lua"), f"http://127.0.0.1:{self.port}/v1/chat/completions",
         ]  # fmt: skip
-        printed = _output(command, {"STREAM": "1" if phase.stream else "0"}, seconds + 60)
+        printed = self._output(command, {"STREAM": "1" if phase.stream else "0"}, seconds + 60)
         result = re.search(r"^RESULT (.*)$", printed, re.MULTILINE)
         if result is None:
             raise RuntimeError(f"wrk gave no result: {printed[-500:]}")
@@ -106,7 +107,14 @@ class Target:
 
     def _first_event(self, seconds: int) -> Figures:
         command = [sys.executable, str(HERE / "first_event.py"), str(self.port), str(seconds)]
-        return _figures(_output(command, {}, seconds + 60))
+        return _figures(self._output(command, {}, seconds + 60))
+
+    def _output(self, command: list[str], env: Mapping[str, str], timeout_seconds: float) -> str:
+        done = subprocess.run(
+            on_core(self.load_core, command), env={**os.environ, **env}, capture_output=True, text=True,
+            timeout=timeout_seconds, check=False,
+        )  # fmt: skip
+        return done.stdout or done.stderr
 
     def is_ready(self) -> bool:
         """Whether it answers a chat."""
@@ -120,14 +128,6 @@ class Target:
                 return bool(answer.status == 200)
         except OSError:
             return False
-
-
-def _output(command: list[str], env: Mapping[str, str], timeout_seconds: float) -> str:
-    done = subprocess.run(
-        on_core(LOAD_CORE, command), env={**os.environ, **env}, capture_output=True, text=True,
-        timeout=timeout_seconds, check=False,
-    )  # fmt: skip
-    return done.stdout or done.stderr
 
 
 def _figures(text: str) -> Figures:

@@ -48,10 +48,10 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def usage(pid: int) -> Usage:
-    """What the process and its children use now; those that have ended count nothing."""
+def usage(pid: int, *, alone: bool = False) -> Usage:
+    """What the process and, unless `alone`, its children use now; those that have ended count nothing."""
     rss, ticks = 0, 0
-    for one in family(pid):
+    for one in [pid] if alone else family(pid):
         with contextlib.suppress(OSError):
             found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{one}/status").read_text())
             rss += int(found.group(1)) if found else 0
@@ -66,16 +66,16 @@ def machine_cpu_seconds() -> float:
     return (sum(fields[:8]) - fields[3] - fields[4]) / _TICKS
 
 
-def on_core(core: int, command: Sequence[str]) -> list[str]:
-    """The command, bound to one core."""
-    return ["taskset", "-c", str(core), *command]
+def on_core(core: int | None, command: Sequence[str]) -> list[str]:
+    """The command, bound to one core, or to none."""
+    return list(command) if core is None else ["taskset", "-c", str(core), *command]
 
 
 @contextlib.contextmanager
 def process(
-    core: int, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+    core: int | None, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process on a core while the block runs; what it prints goes to `log`."""
+    """A process on a core, or on any, while the block runs; what it prints goes to `log`."""
     with log.open("wb") as out:
         started = subprocess.Popen(
             on_core(core, command),

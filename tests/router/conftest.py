@@ -1,15 +1,11 @@
-"""Real servers for the router's tests: an upstream that can be told to misbehave, and a router in front of it.
-
-The upstream speaks OpenAI's dialect as the teacher and LoRAX's native dialect as the student; it keeps what it was sent.
-"""
+"""Real servers for the router's tests: an upstream that can be told to misbehave, and a router in front of it."""
 
 import asyncio
-import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +13,6 @@ import httpx
 import pytest
 import uvicorn
 import yaml
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from router.admin import AdminView, admin_app
 from router.app import Router, running
@@ -26,193 +20,8 @@ from router.records import Record
 from router.serve import admin_server, bind, caller_server
 from router.settings import RouterSettings
 from router.traffic import scan
-
-
-@dataclass
-class Behaviour:
-    """How the upstream answers, changed by tests while it runs."""
-
-    teacher: str = "teacher says"
-    student: str = "student says"
-    logprobs: tuple[float, ...] = (-0.01, -0.02)
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    teacher_delay: float = 0.0
-    student_delay: float = 0.0
-    student_status: int = 200
-    student_error: dict[str, str] = field(
-        default_factory=lambda: {"error": "broken", "error_type": "generation"}
-    )
-    student_headers: dict[str, str] = field(default_factory=dict)
-    cut_after: int | None = None
-    """Pieces of a stream after which the connection breaks."""
-    body: bytes | None = None
-    """Instead of a chat completion."""
-    seen: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
-    """Path, headers and body of each request."""
-    cancelled: int = 0
-
-
-class Cut(Exception):
-    """Breaks a stream off."""
-
-
-def upstream(behaviour: Behaviour) -> FastAPI:
-    app = FastAPI()
-
-    async def note(request: Request) -> bytes:
-        body = await request.body()
-        behaviour.seen.append((request.url.path, dict(request.headers), body))
-        return body
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        body = json.loads(await note(request))
-        await asyncio.sleep(behaviour.teacher_delay)
-        if await request.is_disconnected():
-            behaviour.cancelled += 1
-        if behaviour.status != 200:
-            error = {"error": {"message": "no", "type": "server_error", "param": None, "code": "x"}}
-            return JSONResponse(error, behaviour.status, behaviour.headers)
-        if behaviour.body is not None:
-            return Response(behaviour.body, 200, behaviour.headers, "application/json")
-        if body.get("stream"):
-            return StreamingResponse(
-                events(body), media_type="text/event-stream", headers=behaviour.headers
-            )
-        message: dict[str, Any] = {"role": "assistant", "content": behaviour.teacher}
-        if body.get("tools"):
-            call = {
-                "id": "call_1",
-                "type": "function",
-                "function": {"name": "look", "arguments": '{"at":1}'},
-            }
-            message = {"role": "assistant", "content": None, "tool_calls": [call]}
-        choices = [
-            {"index": i, "message": message, "finish_reason": "stop"}
-            for i in range(body.get("n") or 1)
-        ]
-        reply = {
-            "id": "up-1", "object": "chat.completion", "created": 1, "model": body["model"], "choices": choices,
-            "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}, "x_unknown": {"kept": True},
-        }  # fmt: skip
-        text = json.dumps(reply, indent=1).encode()
-        return Response(
-            text, 200, {"openai-processing-ms": "7", **behaviour.headers}, "application/json"
-        )
-
-    async def events(body: dict[str, Any]) -> AsyncIterator[bytes]:
-        def event(delta: dict[str, Any], reason: str | None = None) -> bytes:
-            chunk = {
-                "id": "up-2", "object": "chat.completion.chunk", "created": 1, "model": body["model"],
-                "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
-            }  # fmt: skip
-            return b"data: " + json.dumps(chunk).encode() + b"\n\n"
-
-        pieces = [event({"role": "assistant", "content": ""})]
-        pieces += [event({"content": word}) for word in behaviour.teacher.split(" ")]
-        pieces.append(event({}, "stop"))
-        if (body.get("stream_options") or {}).get("include_usage"):
-            usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
-            chunk = {
-                "id": "up-2",
-                "object": "chat.completion.chunk",
-                "created": 1,
-                "model": "m",
-                "choices": [],
-                "usage": usage,
-            }
-            pieces.append(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-        pieces.append(b"data: [DONE]\n\n")
-        for number, piece in enumerate(pieces):
-            if number == behaviour.cut_after:
-                raise Cut
-            yield piece
-
-    @app.post("/generate")
-    async def generate(request: Request) -> Response:
-        await note(request)
-        await asyncio.sleep(behaviour.student_delay)
-        if behaviour.student_status != 200:
-            return JSONResponse(
-                behaviour.student_error, behaviour.student_status, behaviour.student_headers
-            )
-        tokens = [
-            {"id": i, "text": "t", "logprob": p, "special": False, "skipped": False}
-            for i, p in enumerate(behaviour.logprobs)
-        ]
-        details = {
-            "finish_reason": "eos_token", "prompt_tokens": 5, "generated_tokens": len(tokens), "seed": None,
-            "prefill": [], "tokens": tokens,
-        }  # fmt: skip
-        reply = {"generated_text": behaviour.student, "details": details}
-        return JSONResponse(reply, headers={"x-adapter-id": "mail/3"})
-
-    @app.post("/generate_stream")
-    async def generate_stream(request: Request) -> Response:
-        await note(request)
-
-        async def pieces() -> AsyncIterator[bytes]:
-            words = behaviour.student.split(" ")
-            for i, word in enumerate(words):
-                if i == behaviour.cut_after:
-                    raise Cut
-                text = word if i == 0 else f" {word}"
-                last = i == len(words) - 1
-                details = {
-                    "finish_reason": "eos_token",
-                    "prompt_tokens": 5,
-                    "generated_tokens": len(words),
-                    "seed": None,
-                }
-                event = {
-                    "token": {
-                        "id": i,
-                        "text": text,
-                        "logprob": -0.1,
-                        "special": False,
-                        "skipped": False,
-                    },
-                    "generated_text": behaviour.student if last else None,
-                    "details": details if last else None,
-                }
-                yield b"data:" + json.dumps(event).encode() + b"\n\n"
-
-        return StreamingResponse(pieces(), media_type="text/event-stream")
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {
-            "object": "list",
-            "data": [{"id": "gpt-x", "object": "model", "created": 1, "owned_by": "up"}],
-        }
-
-    @app.post("/v1/embeddings")
-    async def embeddings(request: Request) -> Response:
-        await note(request)
-        vector = {"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}
-        usage = {"prompt_tokens": 1, "total_tokens": 1}
-        return JSONResponse({"object": "list", "data": [vector], "model": "e", "usage": usage})
-
-    @app.post("/v1/files")
-    async def files(request: Request) -> Response:
-        size = 0
-        async for piece in request.stream():
-            size += len(piece)
-        behaviour.seen.append((request.url.path, dict(request.headers), b"%d" % size))
-        return JSONResponse(
-            {
-                "id": "f",
-                "object": "file",
-                "bytes": size,
-                "created_at": 1,
-                "filename": "x",
-                "purpose": "batch",
-                "status": "processed",
-            }
-        )
-
-    return app
+from tests.router.upstream import Behaviour as Behaviour  # tests take it from here
+from tests.router.upstream import upstream
 
 
 class ThreadServer(uvicorn.Server):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from router.connection import HIGH_WATER
 from router.errors import BackendError, BadReply, ConnectFailed, TimedOut
-from router.transport import HIGH_WATER, Origin, Pool
+from router.transport import Origin, Pool
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
