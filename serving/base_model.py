@@ -10,7 +10,7 @@ import hashlib
 import json
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class BaseModel:
     """SHA-256 (16 hex digits) of the config's shape and a sample of the weights."""
     path: str
     model: Any
+    """A transformers model; from `load_weights`, `Weights` where the folder allows."""
     tokenizer: Any
 
 
@@ -54,30 +55,41 @@ def load(model: str, cache: Path, dtype: str = "float32") -> BaseModel:
             loaded = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as why:
         raise OperatorError(f"model {model!r} cannot be loaded: {_first_line(why)}") from why
-    return BaseModel(
-        name, digest_of(loaded), place, loaded.requires_grad_(False).train(False), tokenizer
-    )
+    digest = _digest(loaded.config, loaded.state_dict())
+    return BaseModel(name, digest, place, loaded.requires_grad_(False).train(False), tokenizer)
 
 
-def mapped(folder: str, name: str) -> Any | None:
-    """A float32 tensor of a folder's `model.safetensors` as a view of the file, read only where it is used; None when there is none.
+def load_weights(model: str, cache: Path) -> BaseModel:
+    """The base model for serving: as `load` gives it, without transformers' model classes where the folder allows.
 
-    Embeddings are a fifth of a small model, and a server meets a few hundred of the rows.
+    Raises:
+        OperatorError: there is no such model, or it cannot be read.
     """
-    import numpy as np
-    import torch
+    name, place = _locate(model, cache)
+    from serving.weights import of_folder
 
-    file = Path(folder) / "model.safetensors"
-    if not file.is_file():
-        return None
-    with file.open("rb") as source:
-        (length,) = struct.unpack("<Q", source.read(8))
-        entry = json.loads(source.read(length)).get(name)
-    if entry is None or entry["dtype"] != "F32":
-        return None
-    begin, shape = 8 + length + entry["data_offsets"][0], tuple(entry["shape"])
-    # copy-on-write, because torch wants memory that could be written to
-    return torch.from_numpy(np.memmap(file, np.float32, mode="c", offset=begin, shape=shape))
+    try:
+        with _quiet():
+            weights = of_folder(Path(place))
+            if weights is None:
+                return load(model, cache)
+            tokenizer = _tokenizer(Path(place))
+    except (OSError, ValueError) as why:
+        raise OperatorError(f"model {model!r} cannot be loaded: {_first_line(why)}") from why
+    return BaseModel(name, _digest(weights.config, weights.tensors), place, weights, tokenizer)
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer; one that says it is plain needs no configuration, which brings much of torch with it."""
+    described = folder / "tokenizer_config.json"
+    settings = json.loads(described.read_text()) if described.is_file() else {}
+    if settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def _first_line(why: Exception) -> str:
@@ -177,9 +189,8 @@ def _file_sample(path: Path) -> str:
     return hashlib.sha256(str(size).encode() + head + tail).hexdigest()
 
 
-def digest_of(model: Any) -> str:
+def _digest(config: Any, tensors: Mapping[str, Any]) -> str:
     """16 hex digits over the model's shape and a sample of its weights: enough to tell base models apart."""
-    config = model.config
     shape = [
         str(getattr(config, key, None))
         for key in (
@@ -191,7 +202,7 @@ def digest_of(model: Any) -> str:
         )
     ]
     parts = hashlib.sha256("/".join(shape).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         flat = tensor.reshape(-1)
         parts.update(name.encode())
         parts.update(flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy().tobytes())

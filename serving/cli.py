@@ -111,6 +111,9 @@ def serve(
     # Read when torch is imported. OpenMP's threads wait for each other by spinning for milliseconds: on a machine that does
     # other work too, a thread that waits then keeps the one it waits for from the processor.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    from serving.memory import bound_heaps
+
+    bound_heaps()
     from serving.launch import launch
     from serving.listen import address_of, bind
     from serving.settings import ServeSettings

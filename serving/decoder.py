@@ -1,7 +1,7 @@
 """The forward pass: a Llama-like decoder over ragged rows, with batched LoRA.
 
 All rows' new tokens are one flat matrix, so every linear layer is one product whatever the mix of prompts and single
-tokens. transformers gives the architecture and the weights: Llama, and what differs from it by a bias or a query/key
+tokens. The architecture is transformers' Llama, and what differs from it by a bias or a query/key
 norm (Qwen2, Qwen3).
 
 A head's columns are laid out so that the two halves which a rotation mixes lie side by side: the rotation is then one
@@ -22,6 +22,7 @@ from serving.cache import KeyValueCache
 from serving.errors import OperatorError
 from serving.lora import Batch, Places
 from serving.products import Product
+from serving.weights import EMBEDDING, HEAD, Weights, head_width, of_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,12 @@ class _Layer:
 
 
 class Decoder:
-    """The base model's weights, fused, and the step over them. The transformers model given is emptied."""
+    """The base model's weights, fused, and the step over them. What it is built from is emptied."""
 
-    def __init__(self, model: Any, embedding: torch.Tensor | None = None) -> None:
-        """`embedding`, when given, holds the same values as the model's own and takes less memory."""
+    def __init__(self, model: Weights | Any, embedding: torch.Tensor | None = None) -> None:
+        """`model` is `Weights` or a transformers model. `embedding`, when given, holds the same values as the model's own
+        and takes less memory.
+        """
         config = model.config
         if config.model_type not in ("llama", "mistral", "qwen2", "qwen3"):
             raise OperatorError(
@@ -52,24 +55,21 @@ class Decoder:
         self.hidden = int(config.hidden_size)
         self.num_heads = int(config.num_attention_heads)
         self.num_kv_heads = int(config.num_key_value_heads)
-        width = getattr(config, "head_dim", None)
-        self.head_width = int(width or self.hidden // self.num_heads)
+        self.head_width = head_width(config)
         self.inner = int(config.intermediate_size)
         self.vocabulary = int(config.vocab_size)
         self.max_tokens = int(config.max_position_embeddings)
         self.epsilon = float(config.rms_norm_eps)
-        inner = model.model
-        self.norm: torch.Tensor = inner.norm.weight.detach().float()
-        self.head = Product(model.lm_head.weight.detach().float())
-        own: torch.Tensor = inner.embed_tokens.weight.detach()
+        weights = model if isinstance(model, Weights) else of_model(model)
+        tensors, self.rotations = weights.tensors, weights.rotations
+        own = tensors.pop(EMBEDDING)
+        self.head = Product(tensors.pop(HEAD).float())
         self.embedding = own.float() if embedding is None else embedding
-        if embedding is not None:
-            model.lm_head.weight = inner.embed_tokens.weight = None
-        self.rotations = _rotations(inner.rotary_emb, self.max_tokens, self.head_width)
-        self.layers = []
-        for layer in inner.layers:
-            self.layers.append(_fused(layer, self.head_width))
-            layer.self_attn = layer.mlp = None  # the fused copies replace them
+        self.norm = _copied(tensors.pop("model.norm.weight"))
+        self.layers = [
+            _fused(tensors, f"model.layers.{i}.", self.head_width)
+            for i in range(config.num_hidden_layers)
+        ]
 
     @property
     def num_layers(self) -> int:
@@ -165,18 +165,6 @@ def side_by_side(width: int, head_width: int) -> torch.Tensor:
     return heads.transpose(1, 2).reshape(-1)
 
 
-def _rotations(rotary: Any, max_tokens: int, head_width: int) -> torch.Tensor:
-    """[tokens, e / 2] complex. transformers knows every rope scaling: the tables are read off its own module."""
-    with torch.no_grad():
-        cos, sin = rotary(torch.zeros(1, 1), torch.arange(max_tokens)[None])
-    if cos.shape[-1] != head_width:
-        raise OperatorError(
-            f"base model that rotates {cos.shape[-1]} of {head_width} columns of a head is not served; allowed: all"
-        )
-    half = head_width // 2
-    return torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())
-
-
 def _refuse_what_is_not_computed(config: Any) -> None:
     """Settings that change the model's scores and that the step below does not know."""
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
@@ -192,27 +180,34 @@ def _refuse_what_is_not_computed(config: Any) -> None:
         )
 
 
-def _fused(layer: Any, head_width: int) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
+def _copied(weight: torch.Tensor) -> torch.Tensor:
+    """fp32 in memory of its own: one view into a mapped file would keep the whole file mapped."""
+    return weight.detach().to(torch.float32, copy=True)
 
-    def turned(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().float()[side_by_side(len(tensor), head_width)]
 
-    def plain(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().float()
+def _fused(tensors: dict[str, torch.Tensor], prefix: str, head_width: int) -> _Layer:
+    """One layer; its tensors are taken out."""
 
-    q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
-    bias = None
-    if q.bias is not None:
-        bias = torch.cat([turned(q.bias), turned(k.bias), plain(v.bias)])
-    q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    def plain(name: str) -> torch.Tensor:
+        return tensors.pop(prefix + name).float()
+
+    def turned(name: str) -> torch.Tensor:
+        tensor = plain(name)
+        return tensor[side_by_side(len(tensor), head_width)]
+
+    def heads(part: str) -> torch.Tensor:
+        names = (f"self_attn.{name}_proj.{part}" for name in "qkv")
+        return torch.cat([turned(next(names)), turned(next(names)), plain(next(names))])
+
+    has_bias = f"{prefix}self_attn.q_proj.bias" in tensors
+    has_norm = f"{prefix}self_attn.q_norm.weight" in tensors
     return _Layer(
-        qkv=Product(torch.cat([turned(q.weight), turned(k.weight), plain(v.weight)]), bias),
-        o=Product(plain(attention.o_proj.weight)),
-        gate_up=Product(torch.cat([plain(mlp.gate_proj.weight), plain(mlp.up_proj.weight)])),
-        down=Product(plain(mlp.down_proj.weight)),
-        norm1=plain(layer.input_layernorm.weight),
-        norm2=plain(layer.post_attention_layernorm.weight),
-        q_norm=None if q_norm is None else turned(q_norm.weight),
-        k_norm=None if k_norm is None else turned(k_norm.weight),
+        qkv=Product(heads("weight"), heads("bias") if has_bias else None),
+        o=Product(plain("self_attn.o_proj.weight")),
+        gate_up=Product(torch.cat([plain("mlp.gate_proj.weight"), plain("mlp.up_proj.weight")])),
+        down=Product(plain("mlp.down_proj.weight")),
+        norm1=_copied(plain("input_layernorm.weight")),
+        norm2=_copied(plain("post_attention_layernorm.weight")),
+        q_norm=turned("self_attn.q_norm.weight") if has_norm else None,
+        k_norm=turned("self_attn.k_norm.weight") if has_norm else None,
     )

@@ -20,6 +20,7 @@ from serving.lora import Batch, LoraWeights, Stacks
 from serving.prefixes import Prefixes
 from serving.sampling import Choice, choose, choose_greedy, is_plain
 from serving.text import Detokenizer
+from serving.weights import Weights, of_model
 
 
 @dataclass(slots=True, eq=False)
@@ -72,23 +73,23 @@ class Engine:
 
     def __init__(
         self,
-        model: Any,
+        model: Weights | Any,
         tokenizer: Any,
         *,
         embedding: torch.Tensor | None = None,
         prefix_bytes: int = 192 << 20,
     ) -> None:
-        self.decoder = Decoder(model, embedding)
+        weights = model if isinstance(model, Weights) else of_model(model)
+        self.decoder = Decoder(weights, embedding)
         self.tokenizer = tokenizer
         self._cache = self.decoder.new_cache()
         self._stacks = Stacks()
         self._rows: list[Row] = []
         self._prefixes = Prefixes(prefix_bytes)
-        self._grammars = Grammars(tokenizer, self.decoder.vocabulary)
+        self.grammars = Grammars(tokenizer, self.decoder.vocabulary)
         self._special = frozenset(tokenizer.all_special_ids)
-        configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        ends = configured if isinstance(configured, list) else [configured]
-        self.eos_ids = frozenset(e for e in [*ends, tokenizer.eos_token_id] if e is not None)
+        own = tokenizer.eos_token_id
+        self.eos_ids = frozenset(weights.eos_ids) | (frozenset() if own is None else {own})
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -116,7 +117,7 @@ class Engine:
             started_at=time.perf_counter(),
             generator=generator,
             seed=seed,
-            matcher=self._grammars.matcher(job.sampling),
+            matcher=self.grammars.matcher(job.sampling),
             detokenizer=Detokenizer(self.tokenizer, self._special),
         )
 

@@ -37,6 +37,11 @@ class Sampling:
         """Whether the most probable token is taken each time."""
         return not self.do_sample or self.temperature == 0
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether only some texts are allowed."""
+        return self.json_schema is not None or bool(self.choices)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

@@ -6,8 +6,8 @@ with no compilation of the schema up front, where xgrammar and outlines-core bui
 
 import json
 import re
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import llguidance
@@ -24,11 +24,16 @@ class Grammars:
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         self._text = tokenizer
-        # The trie of a vocabulary takes a third of a second; the server starts without waiting for it.
-        loader = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-        size = max(vocabulary, len(tokenizer))
-        self._trie = loader.submit(from_tokenizer, tokenizer, n_vocab=size)
-        loader.shutdown(wait=False)
+        self._size = max(vocabulary, len(tokenizer))
+        self._lock = threading.Lock()
+        self._made: llguidance.LLTokenizer | None = None
+
+    def ready(self) -> llguidance.LLTokenizer:
+        """The vocabulary's trie: a third of a second and 40 MB, made for the first request that needs it."""
+        with self._lock:
+            if self._made is None:
+                self._made = from_tokenizer(self._text, n_vocab=self._size)
+            return self._made
 
     def matcher(self, sampling: Sampling) -> "Matcher | None":
         """What a generation must match; None when it is free.
@@ -47,7 +52,7 @@ class Grammars:
             grammar = llguidance.LLMatcher.grammar_from_regex(_alternatives(sampling.choices))
         else:
             return None
-        trie = self._trie.result()
+        trie = self.ready()
         matcher = llguidance.LLMatcher(trie, grammar)
         if matcher.is_error():
             raise InvalidRequest(f"response_format: {matcher.get_error()}")

@@ -1,13 +1,11 @@
 """Puts the student server together: registry, base model, worker, app. Says what is wrong as OperatorError."""
 
-import contextlib
-import ctypes
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from serving import base_model
+from serving import base_model, memory
 from serving.app import create_app
 from serving.errors import OperatorError
 from serving.listen import serve
@@ -29,7 +27,7 @@ def launch(
     # processors it puts them to sleep between products. That made every step of the engine's thread a quarter slower.
     with ThreadPoolExecutor(1, thread_name_prefix="loading") as loading:
         base, worker = loading.submit(_worker, settings, registry).result()
-    _return_memory()
+    memory.give_back(at_once=True)
     started = serve(
         create_app(worker, registry, AppSettings()),
         listener,
@@ -41,7 +39,7 @@ def launch(
 
 
 def _worker(settings: ServeSettings, registry: Registry) -> tuple[base_model.BaseModel, Worker]:
-    base = base_model.load(settings.model, settings.models)
+    base = base_model.load_weights(settings.model, settings.models)
     worker_settings = WorkerSettings(
         threads=settings.threads,
         max_batch=settings.max_batch,
@@ -50,12 +48,6 @@ def _worker(settings: ServeSettings, registry: Registry) -> tuple[base_model.Bas
         adapter_memory_bytes=settings.adapter_memory_bytes,
     )
     return base, Worker(base, registry, worker_settings)
-
-
-def _return_memory() -> None:
-    """What loading has freed goes back to the system, where the C library can do that; it would keep some 50 MB."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def open_registry(place: str) -> Registry:

@@ -22,8 +22,11 @@ FUSED = {
 }
 """The engine's projections, each made of these modules side by side."""
 
-MAX_STACKED = 16
+MAX_STACKED = 8
 """Adapters whose weights are copied side by side at most; more are added one by one."""
+
+STACK_AFTER = 12
+"""Steps that a composition must have gone on for before its weights are stacked."""
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -148,12 +151,14 @@ def _fuse(
 class Stacks:
     """The weights of the adapters of a batch, one on the other, while the same adapters go on together.
 
-    A step of single tokens then has one small product for all adapters where it had one for each: with eight adapters that is
-    a fifth of the step. Stacking copies their weights, so it is done when a composition comes for the second time running.
+    A step of single tokens then has one small product for all adapters where it had one for each. Stacking copies their
+    weights, 5 MB an adapter: it is done when a composition has gone on for `STACK_AFTER` steps, so that what it saves can
+    outweigh the copy.
     """
 
     def __init__(self) -> None:
         self._seen: tuple[LoraWeights, ...] = ()
+        self._num_seen = 0
         self._stacked: tuple[LoraWeights, ...] = ()
         self._layers: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = []
 
@@ -164,8 +169,9 @@ class Stacks:
         if not 1 < len(adapters) <= MAX_STACKED:
             return None
         if not _are_same(adapters, self._stacked):
-            if not _are_same(adapters, self._seen):
-                self._seen = adapters
+            self._num_seen = self._num_seen + 1 if _are_same(adapters, self._seen) else 0
+            self._seen = adapters
+            if self._num_seen < STACK_AFTER:
                 return None
             self._layers = []  # before the new ones are made: only one set at a time
             self._layers = [

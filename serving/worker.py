@@ -14,12 +14,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from serving.adapters import Adapters, settle
-from serving.base_model import BaseModel, mapped
+from serving.base_model import BaseModel
 from serving.batching import Limits, Waiting, next_batch
 from serving.callers import Item, Request, deliver
 from serving.engine import Emitted, Engine, Failed, Row
@@ -27,6 +28,7 @@ from serving.errors import AdapterFailed, GenerationFailed, InvalidRequest, Over
 from serving.generation import Finished, Job, Step
 from serving.registry import AdapterRef, Registry
 from serving.residency import Residency
+from serving.weights import EMBEDDING, mapped
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ class Worker:
             torch.set_num_threads(settings.threads)
         self.tokenizer: Any = base.tokenizer
         self._settings = settings
-        embedding = mapped(base.path, "model.embed_tokens.weight")
+        embedding = mapped(Path(base.path) / "model.safetensors", EMBEDDING)
         self._engine = Engine(base.model, base.tokenizer, embedding=embedding)
         limit = self._engine.decoder.max_tokens
         total = min(settings.max_total_tokens or limit, limit)
@@ -192,6 +194,8 @@ class Worker:
             )
         ref = await self._adapters.resolve(job.adapter_id)
         self._adapters.refuse_if_failed(ref)
+        if job.sampling.is_constrained:
+            await asyncio.to_thread(self._engine.grammars.ready)  # not in a step's way
         request = Request(
             job, ref, asyncio.get_running_loop(), asyncio.Queue(), time.perf_counter()
         )

@@ -105,7 +105,7 @@ class Place:
         return sum(load_lora(a, self.folders[a], places).num_bytes for a in adapters)
 
     def worker(self, **settings: Any) -> Worker:
-        fresh = base_model.load(str(self.root / "model"), self.root / "cache")
+        fresh = base_model.load_weights(str(self.root / "model"), self.root / "cache")
         return Worker(fresh, self.registry, WorkerSettings(**settings))
 
 

@@ -1,14 +1,10 @@
-"""Frozen weights laid out for the CPU: the same products as torch's own, and embeddings read off their file."""
-
-from pathlib import Path
+"""Frozen weights laid out for the CPU: the same products as torch's own."""
 
 import pytest
 import torch
 from torch.nn import functional
 
-from serving.base_model import mapped
 from serving.products import Product
-from tests.tiny import tiny_model
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 33])
@@ -22,12 +18,3 @@ def test_a_product_is_torchs_linear(rows: int, has_bias: bool) -> None:
         found = Product(weight.clone(), bias)(x)
     assert found.shape == (rows, 48)
     assert torch.allclose(found, wanted, atol=1e-4)
-
-
-def test_embeddings_are_read_off_their_file(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "model")
-    found = mapped(str(tmp_path / "model"), "model.embed_tokens.weight")
-    assert found is not None
-    assert torch.equal(found, model.model.embed_tokens.weight.detach())
-    assert mapped(str(tmp_path / "model"), "model.nobody.weight") is None
-    assert mapped("an/id-of-a-hub", "model.embed_tokens.weight") is None

@@ -144,7 +144,7 @@ def test_fifty_prompts_over_sixteen_adapters_and_the_base_give_what_peft_gives_a
     for seed, max_batch in ((0, 1), (1, 7), (2, 32)):
         order = list(range(50))
         random.Random(seed).shuffle(order)
-        fresh = base_model.load("smollm2", cache)
+        fresh = base_model.load_weights("smollm2", cache)
         worker = Worker(fresh, registry, WorkerSettings(max_batch=max_batch, max_prefill_tokens=90))
         found = generate(worker, [asked[n] for n in order], COUNT)
         differing = [
