@@ -72,7 +72,12 @@ class Run:
         """Cells of a peer that a round still lacks."""
         done = {(r["round"], *(r[key] for key in Cell.__slots__)) for r in self.rows}
         wanted = {0, *map(int, self.args.callers.split(","))}
-        cells = [c for c in PLAN[peer] if c.callers in wanted or peer == "peft"]
+        kinds = set(self.args.kinds.split(","))
+        cells = [
+            c
+            for c in PLAN[peer]
+            if (c.callers in wanted or peer == "peft") and (c.kind in kinds or c.kind not in KINDS)
+        ]
         return [c for c in cells if (number, *asdict(c).values()) not in done]
 
     def has_time(self, seconds: float) -> bool:
@@ -231,6 +236,7 @@ def _parsed() -> argparse.Namespace:
     )
     parser.add_argument("--preload", help="library that vLLM starts with, such as tcmalloc's")
     parser.add_argument("--callers", default="1,8,32", help="comma-separated")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated")
     parser.add_argument("--peers", default=",".join(PLAN), help="comma-separated")
     parser.add_argument(
         "--disturbed", type=float, default=0.1,
