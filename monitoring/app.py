@@ -20,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitoring import notices
+from monitoring.double_review_routes import double_review_routes
 from monitoring.errors import (
     FlagTaken,
     MonitoringError,
@@ -227,6 +228,7 @@ def create_app(settings: MonitorSettings, store: Store, *, ticking: bool = True)
     app.include_router(_report_routes(settings, store), prefix="/api")
     app.include_router(rollout_routes(settings, store), prefix="/api")
     app.include_router(_flag_routes(settings, ReviewQueue(store)), prefix="/api")
+    app.include_router(double_review_routes(settings, store), prefix="/api")
     app.include_router(_console(settings, store, loop))
     return app
 

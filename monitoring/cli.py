@@ -8,7 +8,9 @@ import typer
 
 from monitoring import (
     calibrate_command,
+    compare_command,
     dashboards_command,
+    double_review_command,
     replay_command,
     rollout_command,
     savings_command,
@@ -39,7 +41,9 @@ review_app = typer.Typer()
 app.add_typer(review_app, name="review")
 app.add_typer(rollout_command.app, name="rollout")
 dashboards_command.register(app)
+double_review_command.register(review_app)
 calibrate_command.register(app)
+compare_command.register(app)
 replay_command.register(app)
 savings_command.register(app)
 triggers_command.register(app)

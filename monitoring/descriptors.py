@@ -78,7 +78,9 @@ class Topics:
         self._weights = TfidfTransformer(sublinear_tf=True)
         found = self._weights.fit_transform(self._counts.transform(texts))
         dimensions = max(2, min(TOPIC_DIMENSIONS, len(texts) - 1))
-        self._directions: Any = TruncatedSVD(dimensions, random_state=seed, n_iter=2).fit(found)
+        model = TruncatedSVD(dimensions, random_state=seed, n_iter=2)
+        with np.errstate(divide="ignore", invalid="ignore"):  # texts that are all the same
+            self._directions: Any = model.fit(found)
 
     def place(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Where texts lie: `[texts, dimensions]`."""

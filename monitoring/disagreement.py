@@ -5,50 +5,20 @@ as a disagreement. Beside the rate stands what the teacher does to itself when i
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scipy import stats
-
-from monitoring.intervals import holm, wilson
+from monitoring.slices import PairSample, Share, Slice, counted, ranked
 from monitoring.windows import class_of, input_of, pair_of
 from router.answer_spec import AnswerSpec
 from router.compare import compare
-from router.difficulty import language_of
 from router.records import Record
 
-MIN_SLICE_ROWS = 8
-"""Smaller slices are not reported: their intervals say nothing."""
 MAX_CLASSES, OTHER_CLASSES = 1_000, "other classes"
 """Classes that are told apart; what comes after them is one class, or free text would fill the memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A share with its Wilson 95 % interval."""
-
-    count: int
-    rows: int
-    share: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, count: int, rows: int) -> "Share":
-        """`count` of `rows`."""
-        low, high = wilson(count, rows)
-        return cls(count, rows, count / rows if rows else 0.0, low, high)
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Disagreement in one part of the traffic. `p_value` is against the rest, Holm-adjusted over all slices."""
-
-    name: str
-    value: str
-    disagreement: Share
-    p_value: float
+REMEMBERED_ANSWERS, ANSWER_CHARACTERS = 5_000, 200
+"""Short answers whose class is remembered: a label is read once and not a million times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +42,7 @@ class Disagreement:
 
 
 class _Kind(NamedTuple):
-    """All that a pair is counted by. Classes, language and segment are None where there is none."""
+    """All that a pair is counted by. Classes and segment are None where there is none."""
 
     adapter: str | None
     agree: bool | None
@@ -80,18 +50,18 @@ class _Kind(NamedTuple):
     fields: tuple[tuple[str, bool], ...]
     teacher_class: str | None
     student_class: str | None
-    length: str
-    language: str | None
     segment: str | None
 
 
 class Tally:
-    """Pairs as they pass, counted by kind: memory grows with the kinds of pairs and not with the traffic."""
+    """Pairs as they pass, counted by kind, a sample of them kept: memory does not grow with the traffic."""
 
     def __init__(self, spec: AnswerSpec) -> None:
         self._spec = spec
         self._pairs: Counter[_Kind] = Counter()
+        self._samples: dict[str | None, PairSample] = defaultdict(PairSample)
         self._classes: set[str] = set()
+        self._remembered: dict[str, str | None] = {}
         self._noise = [0, 0]
 
     def add(self, record: Record) -> None:
@@ -103,7 +73,6 @@ class Tally:
             return
         student, teacher = pair
         is_comparable = comparison.agree is not None
-        text = input_of(record) if is_comparable else ""
         kind = _Kind(
             adapter=student.adapter,
             agree=comparison.agree,
@@ -111,11 +80,12 @@ class Tally:
             fields=tuple(comparison.fields.items()) if is_comparable else (),
             teacher_class=self._class(teacher.text) if is_comparable else None,
             student_class=self._class(student.text) if is_comparable else None,
-            length=_length(text),
-            language=language_of(text),
             segment=record.segment,
         )
         self._pairs[kind] += 1
+        if comparison.agree is not None:
+            is_bad = not comparison.agree
+            self._samples[student.adapter].add(is_bad, lambda: input_of(record))
 
     def measure(self) -> list[Disagreement]:
         """One entry for each adapter version, the one with most pairs first."""
@@ -123,7 +93,10 @@ class Tally:
         for kind, count in self._pairs.items():
             by_adapter[kind.adapter][kind] = count
         floor = Share.of(*self._noise) if self._noise[1] else None
-        found = [_one(adapter, group, floor) for adapter, group in by_adapter.items()]
+        found = [
+            _one(adapter, group, floor, self._samples[adapter])
+            for adapter, group in by_adapter.items()
+        ]
         return sorted(found, key=lambda d: -d.pairs)
 
     def _add_noise(self, record: Record) -> None:
@@ -136,7 +109,15 @@ class Tally:
                 self._noise[1] += 1
 
     def _class(self, text: str | None) -> str | None:
-        found = class_of(self._spec, text)
+        if text is not None and text in self._remembered:
+            return self._remembered[text]
+        found = self._told_apart(class_of(self._spec, text))
+        is_short = text is not None and len(text) <= ANSWER_CHARACTERS
+        if text is not None and is_short and len(self._remembered) < REMEMBERED_ANSWERS:
+            self._remembered[text] = found
+        return found
+
+    def _told_apart(self, found: str | None) -> str | None:
         if found is None or found in self._classes:
             return found
         if len(self._classes) >= MAX_CLASSES:
@@ -153,7 +134,9 @@ def measure(records: Iterable[Record], spec: AnswerSpec) -> list[Disagreement]:
     return tally.measure()
 
 
-def _one(adapter: str | None, kinds: Counter[_Kind], floor: Share | None) -> Disagreement:
+def _one(
+    adapter: str | None, kinds: Counter[_Kind], floor: Share | None, sample: PairSample
+) -> Disagreement:
     comparable = Counter({kind: n for kind, n in kinds.items() if kind.agree is not None})
     wrong: Counter[str] = Counter()
     asked: Counter[str] = Counter()
@@ -174,7 +157,7 @@ def _one(adapter: str | None, kinds: Counter[_Kind], floor: Share | None) -> Dis
         noise_floor=floor,
         kappa=kappa(confusion),
         confusion={teacher: dict(row) for teacher, row in confusion.items()},
-        slices=_slices(comparable),
+        slices=_slices(comparable, sample),
     )
 
 
@@ -193,40 +176,12 @@ def kappa(confusion: dict[str, Counter[str]]) -> float | None:
     return 1.0 if chance == 1 else (observed - chance) / (1 - chance)
 
 
-def _length(text: str) -> str:
-    words = len(text.split())
-    return "1-14 words" if words < 15 else "15-50 words" if words <= 50 else "over 50 words"
-
-
-_SLICE_KEYS: dict[str, Callable[[_Kind], str | None]] = {
-    "length": lambda kind: kind.length,
-    "language": lambda kind: kind.language,
-    "teacher's class": lambda kind: kind.teacher_class,
-    "segment": lambda kind: kind.segment,
-}
-
-
-def _slices(kinds: Counter[_Kind]) -> tuple[Slice, ...]:
-    """Parts of the traffic, the worst first. Each is tested against the rest by Fisher's exact test, one-sided."""
-    wrong, rows = _bad(kinds), kinds.total()
-    found: list[tuple[str, str, int, int]] = []
-    for name, key in _SLICE_KEYS.items():
-        groups: dict[str, Counter[_Kind]] = defaultdict(Counter)
-        for kind, n in kinds.items():
-            value = key(kind)
-            if value is not None:
-                groups[value][kind] = n
-        found += [
-            (name, value, _bad(group), group.total())
-            for value, group in groups.items()
-            if MIN_SLICE_ROWS <= group.total() < rows
+def _slices(kinds: Counter[_Kind], sample: PairSample) -> tuple[Slice, ...]:
+    rows = [(kind, kind.agree is False, n) for kind, n in kinds.items()]
+    return ranked(
+        [
+            *sample.slices(),
+            *counted("teacher's class", [(k.teacher_class, bad, n) for k, bad, n in rows]),
+            *counted("segment", [(k.segment, bad, n) for k, bad, n in rows]),
         ]
-    p_values = []
-    for _, _, bad, size in found:
-        table = [[bad, size - bad], [wrong - bad, rows - size - (wrong - bad)]]
-        p_values.append(float(stats.fisher_exact(table, alternative="greater").pvalue))
-    result = [
-        Slice(name, value, Share.of(bad, size), p)
-        for (name, value, bad, size), p in zip(found, holm(p_values), strict=True)
-    ]
-    return tuple(sorted(result, key=lambda s: (s.p_value, -s.disagreement.share)))
+    )

@@ -131,7 +131,7 @@ def _candidates(record: Record, rule: Flags, outliers: Collection[str]) -> list[
         found.append(
             _flag(record, "drift_outlier", "among the inputs least like the reference", 0.5)
         )
-    agreed = comparison is not None and comparison.agree is True
+    agreed = rule.audit > 0 and comparison is not None and comparison.agree is True
     if agreed and uniform(record.draw, "flag_audit") < rule.audit:
         found.append(_flag(record, "audit", "sampled although student and teacher agree", 0.1))
     return found

@@ -7,9 +7,9 @@ discarded one says that the record is not to be learned from.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from monitoring.errors import FlagTaken, ReviewError, UnknownFlag
 from monitoring.store import FlagRow, ReviewRow, Store
@@ -59,6 +59,12 @@ class ReviewQueue:
             query = query.where(FlagRow.status == status)
         with self._store.session() as session:
             return list(session.scalars(query))
+
+    def count(self, route: str, status: str = "open") -> int:
+        """How many flags of a route there are."""
+        query = select(func.count()).where(FlagRow.route == route, FlagRow.status == status)
+        with self._store.session() as session:
+            return session.scalar(query) or 0
 
     def get(self, flag_id: str) -> FlagRow:
         """One flag.
@@ -111,8 +117,7 @@ class ReviewQueue:
             FlagTaken: decided already, or somebody else has it.
             ReviewError: an unknown verdict, or an answer that does not fit.
         """
-        if verdict not in VERDICTS:
-            raise ReviewError(f"verdict {verdict!r}: allowed: {', '.join(VERDICTS)}")
+        check_verdict(verdict)
         with self._store.session() as session:
             flag = session.get(FlagRow, flag_id, with_for_update=True)
             if flag is None:
@@ -121,7 +126,7 @@ class ReviewQueue:
                 raise FlagTaken(f"flag {flag_id}: decided already; undo it first")
             if flag.claimed_by not in (None, by):
                 raise FlagTaken(f"flag {flag_id}: claimed by {flag.claimed_by}; undo releases it")
-            chosen = _chosen_answer(flag, verdict, answer)
+            chosen = chosen_answer(flag, verdict, answer)
             if chosen is not None and spec is not None:
                 check_answer(spec, chosen)
             row = ReviewRow(
@@ -166,6 +171,28 @@ class ReviewQueue:
         return [_label(row) for row in newest.values()]
 
 
+def check_verdict(verdict: str) -> None:
+    """Nothing, when there is such a verdict.
+
+    Raises:
+        ReviewError: there is not, with what is allowed.
+    """
+    if verdict not in VERDICTS:
+        raise ReviewError(f"verdict {verdict!r}: allowed: {', '.join(VERDICTS)}")
+
+
+def label_schema(spec: AnswerSpec) -> dict[str, Any]:
+    """JSON Schema of the answers that a label of the route may hold; of text, any that is not empty."""
+    if spec.kind == "label":
+        return {"enum": list(spec.labels)}
+    if spec.kind == "json":
+        wanted: dict[str, Any] = {"type": "object"} if spec.compare.fields else {}
+        if spec.compare.fields:
+            wanted["required"] = list(spec.compare.fields)
+        return spec.schema_ if spec.schema_ is not None else wanted
+    return {"type": "string", "minLength": 1}
+
+
 def check_answer(spec: AnswerSpec, answer: str) -> None:
     """Nothing, when the answer fits the route.
 
@@ -185,7 +212,12 @@ def check_answer(spec: AnswerSpec, answer: str) -> None:
             raise ReviewError(f"answer {answer!r}: {verdict.detail}")
 
 
-def _chosen_answer(flag: FlagRow, verdict: str, answer: str | None) -> str | None:
+def chosen_answer(flag: FlagRow, verdict: str, answer: str | None) -> str | None:
+    """The answer that a verdict stands for; None for `discard`.
+
+    Raises:
+        ReviewError: `correct` without an answer, or an answer accepted that nobody gave.
+    """
     if verdict == "discard":
         return None
     if verdict == "correct":

@@ -80,6 +80,21 @@ class ReviewRow(Base):
     undone_at: Mapped[float | None] = mapped_column(Float, default=None)
 
 
+class SecondReviewRow(Base):
+    """A second person's verdict on a decided flag; it is no label."""
+
+    __tablename__ = "second_reviews"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    flag_id: Mapped[str] = mapped_column(String(64), index=True)
+    route: Mapped[str] = mapped_column(String(200), index=True)
+    verdict: Mapped[str] = mapped_column(String(20))
+    answer: Mapped[str | None] = mapped_column(Text, default=None)
+    by: Mapped[str] = mapped_column("reviewer", String(200))
+    note: Mapped[str | None] = mapped_column(Text, default=None)
+    at: Mapped[float] = mapped_column(Float)
+    undone_at: Mapped[float | None] = mapped_column(Float, default=None)
+
+
 class ReportRow(Base):
     """What one tick found on one route."""
 
@@ -147,13 +162,17 @@ class Store:
 
     def add_flags(self, rows: Sequence[dict[str, Any]]) -> int:
         """Insert flags that are not there yet, also when another tick adds them just now; how many were new."""
+        if not rows:
+            return 0
         make = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
-        # The rows that come back are counted, because psycopg gives no row count here.
-        statement = make(FlagRow).on_conflict_do_nothing().returning(FlagRow.id)
+        # The rows that come back are counted, because psycopg gives no row count here. The table and not the class: the
+        # mapper would cost most of the time of thousands of flags.
+        table = Base.metadata.tables[FlagRow.__tablename__]
+        statement = make(table).on_conflict_do_nothing().returning(table.c.id)
+        # In one order, or two ticks could wait for each other.
+        ordered = sorted(rows, key=lambda row: str(row["id"]))
         with self.engine.begin() as connection:
-            # In one order, or two ticks could wait for each other.
-            ordered = sorted(rows, key=lambda row: str(row["id"]))
-            return sum(len(connection.execute(statement.values(**r)).all()) for r in ordered)
+            return len(connection.execute(statement, ordered).all())
 
     def put_report(self, route: str, window_end: float, at: float, body: dict[str, Any]) -> None:
         """Store a tick's report; the same window again replaces it."""

@@ -184,7 +184,7 @@ def _route(
         drift=drifted,
         reference=origin,
         flags_new=added,
-        flags_open=len(ReviewQueue(store).list(name, "open", limit=100_000)),
+        flags_open=ReviewQueue(store).count(name),
         rollout=shown,
         costs_usd=window.costs_usd,
     )
