@@ -15,7 +15,7 @@ from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from router import wire
+from router import bodies
 from router.admission import Admission
 from router.cycle import Scope
 from router.errors import CallerError
@@ -154,7 +154,7 @@ def _caller_rest(router: Router) -> FastAPI:
         error = why.errors()[0]
         field = ".".join(str(part) for part in error["loc"] if part != "body") or None
         message = f"{field or 'body'}: {error['msg']}"
-        body = wire.error_body(message, "invalid_request_error", None, field)
+        body = bodies.error_body(message, "invalid_request_error", None, field)
         return Response(body, 400, media_type="application/json")
 
     @app.get("/health", response_class=PlainTextResponse)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from router import guard, wire
+from router import bodies, guard
 from router.auth import KeyEntry, permit
 from router.compare import compare
 from router.decide import DEFAULT, Decision, decide
@@ -151,7 +151,7 @@ class Exchange:
     def _no_teacher(self, why: BackendError) -> Outgoing:
         """502 (504 when late) in OpenAI's form: the caller's client raises its own classes."""
         self.recorder.write("none", status := 504 if why.word == "timeout" else 502)
-        body = wire.error_body(f"{why}", "api_error", f"backend_{why.word}")
+        body = bodies.error_body(f"{why}", "api_error", f"backend_{why.word}")
         return Outgoing(status, self.recorder.headers([JSON_TYPE], "none"), body)
 
     async def _teacher_pieces(
@@ -180,7 +180,7 @@ class Exchange:
                 error = "status"
             answer = teacher.answer(
                 self.request, view, 200, loop.time() - began, "reply",
-                wire.reassembled(view), first, error,
+                bodies.reassembled(view), first, error,
             )  # fmt: skip
             self.recorder.answers.append(answer)
             self.recorder.write("teacher", 499 if error == "cancelled" else 200)
@@ -206,9 +206,9 @@ class Exchange:
         is_chat = self.request.path.endswith("/chat/completions")
         model = self.request.model or answer.model
         if not self.request.stream:
-            body = wire.chat_completion(answer, self.recorder.id, model, is_chat=is_chat)
+            body = bodies.chat_completion(answer, self.recorder.id, model, is_chat=is_chat)
             return Outgoing(200, self.recorder.headers([JSON_TYPE], "student"), body)
-        events = wire.chat_chunks(
+        events = bodies.chat_chunks(
             answer,
             self.recorder.id,
             model,
@@ -254,7 +254,7 @@ class Exchange:
             self.services.metrics.fallbacks.labels(self.decision.route, "none").inc()
             self.recorder.write("none", 502)
             message = f"the student of route {self.decision.route} gave no answer: {why}"
-            body = wire.error_body(message, "api_error", "student_failed")
+            body = bodies.error_body(message, "api_error", "student_failed")
             return Outgoing(502, self.recorder.headers([JSON_TYPE], "none"), body)
         else:
             self.recorder.reason += f"; student: {why}: teacher"
@@ -277,7 +277,7 @@ class Exchange:
             return await self._fall_back(self.recorder.answers[-1].error or "empty")
 
         async def pieces() -> AsyncGenerator[bytes, None]:
-            frames = wire.ChunkFrames(
+            frames = bodies.ChunkFrames(
                 self.recorder.id,
                 self.request.model,
                 is_chat=self.request.path.endswith("/chat/completions"),

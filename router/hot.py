@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from router import wire
+from router import bodies, wire
 from router.auth import KeyEntry, permit
 from router.cycle import CONNECTION, Cycle, Scope
 from router.decide import DEFAULT
@@ -224,7 +224,7 @@ class HotRoute:
             reply = await client.send(scope["method"].encode(), path, [*sent, *framing], body)
         except BackendError as why:
             status = 504 if why.word == "timeout" else 502
-            error = wire.error_body(str(why), "api_error", f"backend_{why.word}")
+            error = bodies.error_body(str(why), "api_error", f"backend_{why.word}")
             await _send_whole(send, status, [(b"content-type", b"application/json")], error)
             return
         outgoing = Outgoing(reply.status, _with_length(reply.headers), close=reply.close)
@@ -240,7 +240,7 @@ def refusal(why: CallerError) -> tuple[list[Header], bytes]:
     headers = [(b"content-type", b"application/json")]
     if isinstance(why, LimitExceeded):
         headers.append((b"retry-after", str(why.retry_after_seconds).encode()))
-    return headers, wire.error_body(str(why), why.kind, None, why.field)
+    return headers, bodies.error_body(str(why), why.kind, None, why.field)
 
 
 def _with_length(headers: list[Header]) -> list[Header]:

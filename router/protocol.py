@@ -18,7 +18,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-from router import wire
+from router import bodies
 from router.cycle import Cycle, WholeApp
 from router.deadline import NEVER, Deadline
 from router.heads import Head, KnownHeads
@@ -262,7 +262,7 @@ class CallerConnection(asyncio.Protocol):
             return
         self._gave_up = True
         if self._cycle is None or not self._cycle.response_started or self._cycle.response_complete:
-            body = wire.error_body(message, "invalid_request_error")
+            body = bodies.error_body(message, "invalid_request_error")
             head = (
                 b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\n"
                 b"content-length: %d\r\nconnection: close\r\n\r\n"
