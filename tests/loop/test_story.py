@@ -158,6 +158,11 @@ class Story:
         reply = httpx.get(f"{self.at(name)}{path}", params=query, trust_env=False)
         return reply.json() if reply.is_success else None
 
+    def in_force(self) -> tuple[str, float]:
+        """State and share that the router goes by."""
+        found = self.get("admin", "/policy")["rollouts"]["routes"]["mail"]
+        return found["state"], found["share"]
+
     def moves(self, version: int) -> list[Any]:
         return [
             e for e in self.get("monitor", "/api/rollouts") if e["adapter"] == f"mail/{version}"
@@ -228,8 +233,7 @@ def all_the_way_up(story: Story) -> None:
         assert {g["state"] for g in move["gates"]} == {"kept"}
         assert {g["name"] for g in move["gates"]} == {"disagreement", "disagreement in abroad"}
         assert (move["actor"], move["alpha"]) == ("monitor", pytest.approx(0.05))
-    overlay = story.get("admin", "/policy")["rollouts"]["routes"]["mail"]
-    assert (overlay["state"], overlay["version"]) == ("promoted", 1)
+    story.until("the router has promoted it", lambda: story.in_force() == ("promoted", 1.0))
 
 
 def the_second_goes_back(story: Story) -> None:
@@ -241,11 +245,7 @@ def the_second_goes_back(story: Story) -> None:
     breached = [g["name"] for g in back["gates"] if g["state"] == "breached"]
     assert breached == ["disagreement in abroad"]
     assert back["share"] == 0.0
-
-    def share() -> float:
-        return float(story.get("admin", "/policy")["rollouts"]["routes"]["mail"]["share"])
-
-    story.until("the router has taken it back", lambda: share() == 0.0)
+    story.until("the router has taken it back", lambda: story.in_force() == ("rolled_back", 0.0))
 
 
 def its_flags_come_first(story: Story) -> list[Any]:
