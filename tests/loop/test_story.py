@@ -36,6 +36,8 @@ ROOT = Path(__file__).parents[2]
 STEPS = (0.01, 0.1, 0.5, 1.0)
 ABROAD_OF = 7
 """One mail of so many is from abroad: 14 %, under the limit of the whole route."""
+LABELLED = 3
+"""So few mails from abroad are enough to show a breach, and a quick tick sees no more."""
 PATIENCE_SECONDS, LOOK_SECONDS = 100.0, 0.2
 
 
@@ -251,10 +253,11 @@ def the_second_goes_back(story: Story) -> None:
 def its_flags_come_first(story: Story) -> list[Any]:
     # The tick that rolled it back has flagged what it saw.
     flags: list[Any] = story.get("monitor", "/api/flags", limit=20)
-    assert len(flags) >= 5
-    assert {flag["adapter"] for flag in flags[:5]} == {"mail/2"}
-    assert all("abroad" in flag["input_text"] for flag in flags[:5])
-    return flags[:5]
+    first = flags[:LABELLED]
+    assert len(first) == LABELLED
+    assert {flag["adapter"] for flag in first} == {"mail/2"}
+    assert all("abroad" in flag["input_text"] for flag in first)
+    return first
 
 
 def labels_are_in_the_next_dataset(story: Story, flags: list[Any]) -> None:
