@@ -60,7 +60,15 @@ class Cluster(BaseModel):
 
 
 def assignments(config: FitConfig) -> list[str]:
-    """The configuration as `--set` words: what differs from the defaults."""
+    """The configuration as `--set` words: what differs from the defaults.
+
+    Raises:
+        ConfigError: it names a file of this machine.
+    """
+    if config.explanations is not None:
+        raise ConfigError(
+            f"explanations.file = {str(config.explanations.file)!r}: a file of this machine, so only for --backend local"
+        )
     return [f"{key}={json.dumps(value)}" for key, value in _differing(config, FitConfig())]
 
 

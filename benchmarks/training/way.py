@@ -82,6 +82,15 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def processor_seconds() -> tuple[float, float]:
+    """Seconds that all processors together were busy since the machine started, and that this process was."""
+    words = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = (int(word) for word in words)
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return busy, own.ru_utime + own.ru_stime
+
+
 def plain_trl(way: str, folder: Path, args: Any, state: dict[str, Any]) -> None:
     """SFTTrainer: as it comes, or with full precision, no checkpointing, and our prompt and cut."""
     dataset, teacher = work.rows(args.jigsaw, args.rows, args.held)
@@ -202,7 +211,14 @@ def main() -> None:
         if file.exists()
         else {"seconds": [], "losses": [], "peak_mib": 0.0, "once_seconds": 0.0, "done": False}
     )
+    busy, own = processor_seconds()
+    began = time.perf_counter()
     (plain_trl if args.way in RATE else ours)(args.way, args.folder, args, state)
+    busy_now, own_now = processor_seconds()
+    others = (busy_now - busy) - (own_now - own)
+    # What the machine did for others meanwhile, as a share of its processors: a timing beside much of it says little.
+    share = others / (time.perf_counter() - began) / (os.cpu_count() or 1)
+    state.setdefault("others_share", []).append(round(share, 3))
     file.write_text(json.dumps(state))
 
 

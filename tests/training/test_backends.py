@@ -109,6 +109,12 @@ def test_what_a_kind_of_job_cannot_have_is_refused(
         make(cluster, SETTINGS, **WHAT)
 
 
+def test_a_file_of_this_machine_does_not_travel() -> None:
+    settings = config.load(None, ["explanations.file=why.jsonl"])
+    with pytest.raises(ConfigError, match="only for --backend local"):
+        backends.job(Cluster(), settings, **WHAT)
+
+
 @pytest.mark.parametrize("run", ["Tickets_1", "x" * 90, "a.b/c", "-"])
 def test_names_are_kubernetes_names(run: str) -> None:
     import re

@@ -228,7 +228,9 @@ def test_the_example_loads_and_names_every_stage(tmp_path: Path) -> None:
     done = CliRunner().invoke(graduate.app, ["train", "curate", "example"])
     file = tmp_path / "curate.yaml"
     file.write_text(
-        done.stdout.replace("# votes:", "votes:").replace("# - {id: form", "- {id: form")
+        done.stdout.replace("# votes:", "votes:")
+        .replace("# rank:", "rank:")
+        .replace("# - {id: form", "- {id: form")
     )
     loaded = config.load(file)
     assert {name for name in CurateConfig.model_fields if getattr(loaded, name) is not None} == set(
