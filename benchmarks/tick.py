@@ -1,8 +1,9 @@
 """What does a tick cost? Made records in a log of a temporary home, read by a real tick in a process of its own.
 
-    python -m benchmarks.tick --records 100000 200000 --json
+    python -m benchmarks.tick --records 100000 200000 --evidently --json
 
-Prints for each size the seconds and the peak memory of that process, and beside it the ratio to the size before.
+Prints for each size the seconds and the peak memory of that process, and beside it the ratio to the size before. With
+`--evidently` the same log is then read by evidently in the naive way (`benchmarks.tick_naive`): in one frame, all rows described.
 """
 
 import argparse
@@ -69,16 +70,25 @@ def make(home: Path, rows: int) -> None:
     log.close()
 
 
-def measure(rows: int) -> dict[str, float]:
-    """Seconds and peak memory of `graduate monitor tick`, start of the process included."""
+def measure(rows: int, evidently: bool = False) -> dict[str, float]:
+    """Seconds and peak memory of `graduate monitor tick`, start of the process included; evidently's beside it."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         make(home, rows)
         command = [sys.executable, "-m", "benchmarks.tick", "--home", str(home)]
-        found = subprocess.run(command, check=True, capture_output=True, text=True)
-    result: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+        result = _measured(command)
+        if evidently:
+            naive = _measured([sys.executable, "-m", "benchmarks.tick_naive", str(home)])
+            result |= {f"evidently_{name}": value for name, value in naive.items()}
+            result["evidently_cpu_ratio"] = round(naive["cpu_seconds"] / result["cpu_seconds"], 2)
     if result["records"] != rows:
         raise ValueError(f"the tick read {result['records']} of {rows} records")
+    return result
+
+
+def _measured(command: list[str]) -> dict[str, float]:
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
     return result
 
 
@@ -111,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--records", type=int, nargs="+", default=[100_000, 200_000])
     parser.add_argument("--home", type=Path, help="only tick over this home, in this process")
+    parser.add_argument("--evidently", action="store_true", help="evidently's way beside it")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     if min(chosen.records) < 1:
@@ -120,7 +131,7 @@ def main() -> None:
         return
     found: list[dict[str, Any]] = []
     for rows in chosen.records:
-        result: dict[str, Any] = measure(rows)
+        result: dict[str, Any] = measure(rows, chosen.evidently)
         if found:
             result["seconds_ratio"] = round(result["seconds"] / found[-1]["seconds"], 2)
             result["cpu_ratio"] = round(result["cpu_seconds"] / found[-1]["cpu_seconds"], 2)

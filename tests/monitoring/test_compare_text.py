@@ -131,7 +131,6 @@ def test_pairs_are_a_uniform_sample_of_those_with_text() -> None:
 
 
 def test_a_folder_without_an_encoder_says_what_is_wanted(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     with pytest.raises(encoder.EncoderError, match=r"holds no model\.safetensors"):
         encoder.load(tmp_path)
 
