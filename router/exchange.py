@@ -83,22 +83,8 @@ class Exchange:
         return self.force.teacher(self.decision.route)
 
     def student(self, purpose: Purpose) -> StudentClient:
-        """The route's student, at the version that a rollout pins."""
-        spec = self._student_spec
-        rollout = self.force.loaded.rollouts.routes.get(self.decision.route)
-        fallback = self._route.fallback
-        replaced_at_once = (
-            purpose == "reply" and fallback.to == "teacher" and "overload" in fallback.on
-        )
-        return StudentClient(
-            self.force.backends[spec.backend],
-            spec,
-            self._route.answer.kind,
-            rollout.version if rollout else None,
-            purpose,
-            trace_headers(self.headers),
-            may_wait=not replaced_at_once,
-        )
+        """The route's student."""
+        return self.force.student(self.decision.route, purpose)
 
     def reply(self) -> Coroutine[Any, Any, Outgoing]:
         """The reply, by the decision, when awaited."""
@@ -192,8 +178,11 @@ class Exchange:
 
     # the student's way
 
+    def _ask_student(self, purpose: Purpose) -> Coroutine[Any, Any, Answer]:
+        return self.student(purpose).ask(self.request, trace_headers(self.headers))
+
     async def _from_student(self) -> Outgoing:
-        answer = await self._guarded(await self.student("reply").ask(self.request))
+        answer = await self._guarded(await self._ask_student("reply"))
         self.recorder.answers.append(answer)
         why = self._why_not(answer, self._route)
         if why is not None:
@@ -267,7 +256,7 @@ class Exchange:
         """Pass the student's text on as it is written; a failure before the first piece still falls back."""
         student = self.student("reply")
         try:
-            stream = await student.stream(self.request)
+            stream = await student.stream(self.request, trace_headers(self.headers))
             first = await anext(stream.pieces, None)
         except BackendError as why:
             self.recorder.answers.append(student.failure(why))
@@ -321,7 +310,7 @@ class Exchange:
         return refused is None
 
     async def _shadow(self, teacher_answer: Answer) -> None:
-        answer = await self._guarded(await self.student("shadow").ask(self.request))
+        answer = await self._guarded(await self._ask_student("shadow"))
         self.recorder.late(answer, compare(self._route.answer, answer, teacher_answer))
 
     async def _noise(self) -> None:

@@ -58,6 +58,7 @@ class CallerConnection(asyncio.Protocol):
         self._server_state = server_state
         self._parser = httptools.HttpRequestParser(self)
         self._reading: Literal["nothing", "head", "body"] = "nothing"
+        self._is_new_head = False
         self._head_bytes = 0
         self._gave_up = False
         self._deadline = Deadline(self.loop, self._too_late)
@@ -143,12 +144,9 @@ class CallerConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._reading = "head"
-        self._is_new_head = (
-            self._cycle is not None
-        )  # the first one's time began with the connection
+        # The first head's time began with the connection.
+        self._is_new_head = self._cycle is not None
         self._url, self._headers, self._says_continue = b"", [], False
-
-    _is_new_head = False
 
     def on_url(self, url: bytes) -> None:
         self._url += url

@@ -55,7 +55,7 @@ class Recorder:
         if self.decision.log:
             kept = logged_answer(answer, self._log_rule)
             line = LateAnswer(self.id, self.services.now(), self.decision.route, kept, comparison)
-            self.services.log.append(line)
+            self.services.log.append_soon(line)
 
     @property
     def _log_rule(self) -> Log:

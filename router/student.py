@@ -79,8 +79,6 @@ class StudentClient:
     kind: AnswerKind
     pinned: int | None = None
     purpose: Purpose = "reply"
-    trace: tuple[Header, ...] = ()
-    """The request's trace context: the only headers of a caller that a student is sent."""
     may_wait: bool = True
     """False where the teacher answers when the student asks for time: a caller has more of that than of patience."""
     _adapter: str = field(init=False, default="")
@@ -88,13 +86,17 @@ class StudentClient:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_adapter", adapter_id(self.student, self.pinned))
 
-    async def ask(self, request: RequestView) -> Answer:
-        """The student's whole answer; what went wrong is in its `error`, nothing is raised."""
+    async def ask(self, request: RequestView, trace: tuple[Header, ...] = ()) -> Answer:
+        """The student's whole answer; what went wrong is in its `error`, nothing is raised.
+
+        Args:
+            trace: the request's trace context: the only headers of a caller that a student is sent.
+        """
         loop = asyncio.get_running_loop()
         began = loop.time()
         path, body = self._question(request, stream=False)
         try:
-            reply = await self._send(path, body)
+            reply = await self._send(path, body, trace)
             data = await reply.read()
         except BackendError as why:
             return self._failed(why.word, loop.time() - began)
@@ -105,8 +107,10 @@ class StudentClient:
             return self._native(data, reply, seconds)
         return self._openai(data, reply, seconds)
 
-    def _send(self, path: bytes, body: bytes) -> Coroutine[Any, Any, Reply]:
-        headers = _JSON_LINES + header_lines(self.trace) if self.trace else _JSON_LINES
+    def _send(
+        self, path: bytes, body: bytes, trace: tuple[Header, ...]
+    ) -> Coroutine[Any, Any, Reply]:
+        headers = _JSON_LINES + header_lines(trace) if trace else _JSON_LINES
         return self.client.send(b"POST", path, headers, body, may_wait=self.may_wait)
 
     def _question(self, request: RequestView, *, stream: bool) -> tuple[bytes, bytes]:
@@ -170,7 +174,7 @@ class StudentClient:
         text = found.text.strip() if found.text is not None else None
         return self._answered(text, finish, found.usage, seconds, known, reply, data)
 
-    async def stream(self, request: RequestView) -> StudentStream:
+    async def stream(self, request: RequestView, trace: tuple[Header, ...] = ()) -> StudentStream:
         """The answer while it is written, from LoRAX's native stream; `answer.error` says what went wrong.
 
         The first piece is awaited, so a student that fails at once can still be replaced.
@@ -181,7 +185,7 @@ class StudentClient:
         loop = asyncio.get_running_loop()
         began = loop.time()
         path, body = self._question(request, stream=True)
-        reply = await self._send(path, body)
+        reply = await self._send(path, body, trace)
         found = StudentStream(_empty())
         if reply.status != 200:
             data = await reply.read()

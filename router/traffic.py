@@ -8,6 +8,7 @@ raised: the call goes on. Segments of a folder are read in the order of their na
     traffic/20261124T091502.001200-4711.jsonl           closed
 """
 
+import asyncio
 import contextlib
 import datetime
 import errno
@@ -50,6 +51,7 @@ class TrafficLog:
         """Lines that the disk refused."""
         self.last_error: str | None = None
         """Why the last write was refused, None when it was not."""
+        self._soon: list[bytes] = []
         self._lock = threading.Lock()
         self._records, self._feedback = (
             _Writer(folder, max_bytes, max_age_seconds, fsync_seconds, now)
@@ -58,13 +60,26 @@ class TrafficLog:
 
     def append(self, line: Line) -> bool:
         """Write one line; False, counted and remembered in `last_error`, when the disk refuses it."""
-        data = dump(line)
         writer = self._feedback if isinstance(line, Feedback) else self._records
+        return self._write(writer, dump(line), 1)
+
+    def append_soon(self, line: LateAnswer) -> None:
+        """Write one line at the end of this turn of the event loop, with the others of its kind: nobody waits for it."""
+        self._soon.append(dump(line))
+        if len(self._soon) == 1:
+            asyncio.get_running_loop().call_soon(self._write_those_of_this_turn)
+
+    def _write_those_of_this_turn(self) -> None:
+        if self._soon:
+            lines, self._soon = self._soon, []
+            self._write(self._records, b"".join(lines), len(lines))
+
+    def _write(self, writer: "_Writer", data: bytes, lines: int) -> bool:
         with self._lock:
             try:
                 writer.write(data)
             except OSError as why:
-                self.dropped += 1
+                self.dropped += lines
                 if self.last_error is None:
                     logger.error("traffic log refuses writes: %s", why)
                 self.last_error = f"{self.directory}: {why.strerror}"
@@ -80,6 +95,7 @@ class TrafficLog:
 
     def close(self) -> None:
         """Close the open segments."""
+        self._write_those_of_this_turn()
         with self._lock:
             self._records.rotate()
             self._feedback.rotate()
@@ -111,7 +127,7 @@ class _Writer:
         self._close_left_open()
 
     def write(self, data: bytes) -> None:
-        """One line, in one `write`.
+        """One line, or several, in one `write`.
 
         Raises:
             OSError: the disk took nothing, or a part only; the part is ended before the next line.

@@ -1,5 +1,6 @@
 """Segments on a real disk: rotation, what a kill leaves behind, and reading back in time order."""
 
+import asyncio
 import logging
 import os
 import resource
@@ -169,6 +170,27 @@ def test_a_late_answer_is_laid_over_its_record(tmp_path: Path) -> None:
     assert [a.text for a in first.answers] == ["late"]
     assert first.comparison == Comparison("exact", True, 1.0)
     assert second.answers == ()
+
+
+def test_late_answers_of_one_turn_are_one_write_and_none_is_left_at_the_end(tmp_path: Path) -> None:
+    async def run() -> tuple[list[str | None], list[str | None]]:
+        log = TrafficLog(tmp_path)
+        for number in range(3):
+            log.append(record(number))
+            log.append_soon(late(number, at=START + 1))
+        before = texts()
+        await asyncio.sleep(0)
+        after = texts()
+        log.append(record(3))
+        log.append_soon(late(3, at=START + 1))
+        log.close()
+        return before, after
+
+    def texts() -> list[str | None]:
+        return [a.text for found in scan(tmp_path) for a in found.answers]
+
+    assert asyncio.run(run()) == ([], ["late"] * 3)
+    assert texts() == ["late"] * 4
 
 
 def test_a_late_answer_after_a_rotation_and_past_until_is_still_found(tmp_path: Path) -> None:
