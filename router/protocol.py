@@ -70,6 +70,8 @@ class CallerConnection(asyncio.Protocol):
         """Requests that were sent without waiting for the reply before."""
         self._url = b""
         self._headers: list[Header] = []
+        self._last_headers: list[Header] = []
+        """Of the request before, without its content-length."""
         self._says_continue = False
 
     # what asyncio calls
@@ -116,9 +118,16 @@ class CallerConnection(asyncio.Protocol):
         elif not self._is_free():
             self._deadline.at = NEVER
             if is_first and self._cycle is not None and self._takes_whole(self._cycle):
-                self.known.keep(data, self._cycle.head)
+                self._remember(data, self._cycle.head)
         elif self._cycle is not None:  # the rest of a request that was answered before it was whole
             self._deadline.move(self.loop.time() + self.idle_seconds)
+
+    def _remember(self, data: bytes, head: Head) -> None:
+        """Keep a head that came twice: callers that trace send another with every request."""
+        headers = [header for header in head.headers if header[0] != b"content-length"]
+        if headers == self._last_headers:
+            self.known.keep(data, head)
+        self._last_headers = headers
 
     def _is_free(self) -> bool:
         return self._cycle is None or self._cycle.response_complete
