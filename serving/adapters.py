@@ -17,7 +17,6 @@ from serving.base_model import BaseModel
 from serving.engine import Engine
 from serving.errors import AdapterFailed, GenerationFailed
 from serving.lora import LoraWeights, load_lora
-from serving.memory import give_back
 from serving.registry import (
     AdapterRef,
     ForeignAdapter,
@@ -134,7 +133,6 @@ class Adapters:
             logger.exception("adapter %s cannot be read", ref.id)
             reason = f"adapter {ref.id} cannot be read: {type(why).__name__}: {why}"
         self._post(lambda: self._loaded(ref, weights, reason, loads))
-        give_back()  # for each that comes another has gone
 
     def _read(self, ref: AdapterRef) -> LoraWeights:
         manifest = self._registry.manifest(ref)

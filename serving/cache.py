@@ -36,6 +36,12 @@ class KeyValueCache:
             grown[: old.shape[0], : old.shape[1]] = old
             self._layers[i] = grown
 
+    def shrink(self, max_bytes: int) -> None:
+        """With no row left: give back what a burst of long prompts has taken, if it is more than `max_bytes`."""
+        layer = self._layers[0]
+        if len(self._layers) * layer.numel() * layer.element_size() > max_bytes:
+            self._layers = [torch.zeros(0, 0, *self._shape) for _ in self._layers]
+
     def layer(self, number: int) -> torch.Tensor:
         """One layer, [rows, tokens, 2, g, e]."""
         return self._layers[number]

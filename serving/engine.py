@@ -22,6 +22,9 @@ from serving.sampling import Choice, choose, choose_greedy, is_plain
 from serving.text import Detokenizer
 from serving.weights import Weights, of_model
 
+IDLE_CACHE_BYTES = 256 << 20
+"""What the cache may keep while no row is under way; making it anew costs nothing beside the prompts that fill it."""
+
 
 @dataclass(slots=True, eq=False)
 class Row:
@@ -142,6 +145,8 @@ class Engine:
             self._cache.clear(number, last.cached, row.cached)
             self._rows[number] = last
         self._cache.clear(len(self._rows), 0, last.cached)
+        if not self._rows:
+            self._cache.shrink(IDLE_CACHE_BYTES)
 
     def clear(self) -> list[Row]:
         """Take all rows out, after a step that failed; what it left in the cache goes with them."""

@@ -26,6 +26,7 @@ from serving.callers import Item, Request, deliver
 from serving.engine import Emitted, Engine, Failed, Row
 from serving.errors import AdapterFailed, GenerationFailed, InvalidRequest, Overloaded, ServingError
 from serving.generation import Finished, Job, Step
+from serving.memory import give_back
 from serving.registry import AdapterRef, Registry
 from serving.residency import Residency
 from serving.weights import EMBEDDING, mapped
@@ -260,6 +261,7 @@ class Worker:
                 self._admit()
                 if self._engine.rows:
                     self._step()
+                give_back()
             except Exception as why:  # the outermost loop: all requests need this thread
                 logger.exception("the engine failed")
                 self._fail_all(GenerationFailed(f"the engine failed: {why}"), calls)
