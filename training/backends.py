@@ -95,7 +95,7 @@ def words(
     home = PurePosixPath(cluster.home)
     return [
         *launcher, "graduate", "train", "fit", f"--home={home}", f"--dataset={home / 'datasets' / dataset}",
-        f"--model={model}", f"--run={home / 'runs' / run}", "--json",
+        f"--model={model}", f"--run-folder={home / 'runs' / run}", "--json",
         *[word for one in assignments(config) for word in ("--set", one)],
     ]  # fmt: skip
 

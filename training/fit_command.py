@@ -66,7 +66,9 @@ def fit(
     config: ConfigOption = None,
     assign: SetOption = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run folder; an interrupted run in it goes on.")
+        Path | None,
+        # torchrun reads `--run` as an abbreviation of its own options, even behind the command that it starts.
+        typer.Option("--run", "--run-folder", help="Run folder; an interrupted run in it goes on."),
     ] = None,
     engine: Annotated[
         str | None,

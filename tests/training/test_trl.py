@@ -318,7 +318,7 @@ def test_two_processes_of_torchrun_make_one_run(
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "graduate",
          "train", "fit", "--engine", "trl", "--dataset", str(dataset.path), "--home", str(tmp_path),
-         "--model", str(base_folder), "--run", str(run), "--set", "epochs=2", "--set", "trl.device=cpu", "--json"],
+         "--model", str(base_folder), "--run-folder", str(run), "--set", "epochs=2", "--set", "trl.device=cpu", "--json"],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

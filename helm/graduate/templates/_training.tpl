@@ -16,7 +16,7 @@ push when the registry is in a store. Steps of a Job run one after another as in
 - fit
 - --home=/var/lib/graduate
 - {{ printf "--model=%s" $v.model | quote }}
-- --run=/var/lib/graduate/runs/{{ $v.route }}-$(RUN)
+- --run-folder=/var/lib/graduate/runs/{{ $v.route }}-$(RUN)
 {{- range $key, $value := $v.set }}
 - {{ printf "--set=%s=%s" $key (kindIs "float64" $value | ternary (trimSuffix ".0" (toString $value)) (toString $value)) | quote }}
 {{- end }}
