@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.orm import Session
 
 from monitoring import notices, webhooks
 from monitoring.rollout_events import body
@@ -133,6 +134,37 @@ def test_one_sick_receiver_does_not_keep_the_others_waiting(desk: Desk, hook: Re
     assert deliver(desk, 2) == (0, 0)
     assert deliver(desk, 3 * 86400) == (0, 1)
     assert waiting(desk.store) == []  # given up after two days
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+class DyingStore(Store):
+    """Its process dies when it wants to write down that somebody was told."""
+
+    looked = False
+
+    def session(self) -> Session:
+        """The first one is given."""
+        if self.looked:
+            raise Killed
+        self.looked = True
+        return super().session()
+
+
+def test_who_dies_after_the_answer_tells_it_again_under_the_same_id(
+    desk: Desk, hook: Receiver
+) -> None:
+    write_policy(desk.settings, notify=[{"url": hook.url}])
+    desk.look(0)
+    loaded = policy_file.load(desk.settings.policy)
+    with pytest.raises(Killed):
+        notices.deliver(DyingStore(desk.store.engine), loaded.policy, NOW + 1)
+    assert deliver(desk, 2) == (1, 0)
+    assert deliver(desk, 3) == (0, 0)
+    ids = [headers["x-graduate-id"] for _, headers, _ in hook.got]
+    assert ids == [desk.moves[0].key] * 2
 
 
 def test_who_left_the_policy_is_told_no_more(desk: Desk, hook: Receiver) -> None:
