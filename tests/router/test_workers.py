@@ -35,7 +35,9 @@ def workers(
     )  # fmt: skip
     try:
         url, pages = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
-        until(lambda: up(url) and up(pages), process)
+        until(
+            lambda: up(url) and up(pages), process, 60
+        )  # three processes start; machines are busy
         yield url, pages, process
     finally:
         process.terminate()
