@@ -82,7 +82,7 @@ _COLUMNS = Row(
         ),
         Panel(
             "Adjusted p-values",
-            "By column, corrected for looking at several (Holm). Below the alarm rate a column alarms.",
+            "By column, tested together by one permutation test. Below the alarm rate a column alarms.",
             "lines",
             "short",
             (Query(P_VALUE, "{{route}} {{column}}"), Query(ALARM_RATE, "alarm rate {{route}}")),
