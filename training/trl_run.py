@@ -173,7 +173,7 @@ class TrlRun:
             return None
         if config != self.config or of != self.of or not place.is_dir():
             return None
-        found = get_last_checkpoint(str(place))
+        found = get_last_checkpoint(str(place))  # type: ignore[no-untyped-call]
         return str(found) if found else None
 
     def _trainer(self, rows: int) -> Any:
@@ -252,7 +252,7 @@ def _fits(adapted: PeftModel, rows: Sequence[Encoded]) -> bool:
     """Whether the device holds a forward and backward pass over these rows."""
     from training.label_engine import padded_ids
 
-    adapted.to("cuda")  # type: ignore[arg-type]
+    adapted.to("cuda")
     ids, mask = padded_ids(rows)
     try:
         logits = adapted(input_ids=ids.to("cuda"), attention_mask=mask.to("cuda")).logits
