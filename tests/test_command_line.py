@@ -33,7 +33,7 @@ def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str
         ["monitor", "calibrate"], ["monitor", "replay"], ["monitor", "savings"], ["monitor", "triggers"], ["monitor", "dashboards"],
         ["train", "build"], ["train", "preflight"], ["train", "fit"], ["train", "evaluate"], ["train", "publish"],
         ["train", "curate", "run"], ["train", "curate", "restore"], ["train", "curate", "example"], ["train", "label"],
-        ["train", "experiment"], ["train", "mistakes"], ["train", "study", "jigsaw"],
+        ["train", "experiment"], ["train", "mistakes"], ["train", "pairs"], ["train", "study", "jigsaw"],
     ],
     ids=" ".join,
 )  # fmt: skip
