@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.faults import matrix
+from benchmarks.faults.cells import OPEN_FOR_SECONDS
 from benchmarks.faults.matrix import CellResult
 from benchmarks.faults.rules import broken_rules, of_cell
 
@@ -15,13 +16,17 @@ PATIENCE = 4.0
 
 
 async def confirmed(
-    results: Sequence[CellResult], home: Path, told: Callable[[], None]
+    results: Sequence[CellResult],
+    home: Path,
+    told: Callable[[], None],
+    open_for_seconds: float = OPEN_FOR_SECONDS,
 ) -> list[str]:
     """The broken rules that hold: all of the second run's, and what the first one lost.
 
     Args:
         home: a new folder, for the second run's router.
         told: called after each cell of it.
+        open_for_seconds: until an open breaker lets a probe through there.
     """
     lost = [f"{r.cell.name}: {r.lost} replies are not in the log" for r in results if r.lost]
     suspects = [r.cell for r in results if any(of_cell(r, results))]
@@ -30,4 +35,5 @@ async def confirmed(
     if any(cell.mode == "dark_launch" for cell in suspects):  # a copy's delay is held against these
         well = [r.cell for r in results if (r.cell.fault, r.cell.mode) == ("none", "dark_launch")]
         suspects += [cell for cell in well if cell not in suspects]
-    return [*lost, *broken_rules(await matrix.run(suspects, home, told, patience=PATIENCE))]
+    again = await matrix.run(suspects, home, told, open_for_seconds, PATIENCE)
+    return [*lost, *broken_rules(again)]

@@ -69,15 +69,10 @@ def test_the_rules_notice_what_they_are_for() -> None:
         assert part in said
 
 
-def test_a_broken_rule_is_looked_at_again_and_a_loss_is_not_excused(
-    fast: list[CellResult], tmp_path: Path
-) -> None:
-    well = next(r for r in fast if r.cell.name == "openai.500.canary.whole")
-    hasty = CellResult(
-        well.cell, [*well.outcomes, Outcome("hung", 6.0, 200, "gone")], well.healed, well.records,
-        well.breaker, "open",
-    )  # fmt: skip
-    said = asyncio.run(confirmed([hasty], tmp_path, lambda: None))
+def test_a_broken_rule_is_looked_at_again_and_a_loss_is_not_excused(tmp_path: Path) -> None:
+    cell = Cell("openai", "500", "canary", "whole")
+    hasty = CellResult(cell, [Outcome("hung", 6.0, 200, "gone")], breaker_healed="open")
+    said = asyncio.run(confirmed([hasty], tmp_path, lambda: None, open_for_seconds=0.5))
     assert said == ["openai.500.canary.whole: 1 replies are not in the log"]
 
 
