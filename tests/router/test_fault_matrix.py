@@ -69,6 +69,7 @@ def test_the_rules_notice_what_they_are_for() -> None:
         assert part in said
 
 
+@pytest.mark.slow
 def test_a_broken_rule_is_looked_at_again_and_a_loss_is_not_excused(tmp_path: Path) -> None:
     cell = Cell("openai", "500", "canary", "whole")
     hasty = CellResult(cell, [Outcome("hung", 6.0, 200, "gone")], breaker_healed="open")
