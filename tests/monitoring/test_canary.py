@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from monitoring import canary, overlay, rollout_events
 from monitoring.app import create_app
 from monitoring.cli import app as commands
+from monitoring.commands import out
 from monitoring.errors import RolloutRefused, UnknownRoute
 from monitoring.evidence import Gathering
 from monitoring.orders import abort, approve, order, resume
@@ -389,7 +390,7 @@ def test_the_console_has_the_buttons_that_the_state_allows(desk: Desk) -> None:
     assert words("rolled_back") == ["resume"]
 
 
-def test_the_command_line(desk: Desk) -> None:
+def test_the_command_line(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.look(0)
     desk.look(60, good=300)
     home = ["--home", str(desk.settings.home.root)]
@@ -412,7 +413,9 @@ def test_the_command_line(desk: Desk) -> None:
     moves = json.loads(run(commands, ["rollout", *home, "--json", "--route", "mail"]).stdout)
     assert [m["action"] for m in moves] == ["begin", "advance", "abort", "resume"]
     assert moves[1]["gates"][0]["rows"] == 300
+    # The console took its width when it was made, by whichever test came first.
+    monkeypatch.setattr(out, "_width", 400)
     table = run(commands, ["rollout", *home]).stdout
-    assert "300" in table
+    assert "of 300 at 95 %" in table
     assert "bob" in table
     assert yaml.safe_load(desk.path.read_text())["routes"]["mail"]["state"] == "canary"
