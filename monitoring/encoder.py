@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from monitoring.errors import MonitoringError
 
 MAX_TOKENS, BATCH = 256, 32
+"""Texts are cut at 256 tokens, sentence-transformers' own limit for MiniLM."""
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to vectors of length 1: `[texts, dimensions]`."""
 
@@ -45,18 +46,22 @@ def load(folder: Path) -> Embed:
         raise EncoderError(f"encoder {folder}: cannot be read: {why}") from why
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-        found = []
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # hardly any padding
+        found = [np.empty(0, dtype=np.float32)] * len(texts)
         with torch.no_grad():
-            for start in range(0, len(texts), BATCH):
+            for start in range(0, len(order), BATCH):
+                chosen = order[start : start + BATCH]
                 batch = tokenizer(
-                    list(texts[start : start + BATCH]), padding=True, truncation=True, max_length=MAX_TOKENS,
+                    [texts[i] for i in chosen], padding=True, truncation=True, max_length=MAX_TOKENS,
                     return_tensors="pt",
                 )  # fmt: skip
                 states = model(**batch).last_hidden_state
                 mask = batch["attention_mask"][..., None].to(states.dtype)
                 mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-                found.append(torch.nn.functional.normalize(mean, dim=1).numpy())
-        return np.concatenate(found) if found else np.empty((0, 0), dtype=np.float32)
+                unit = torch.nn.functional.normalize(mean, dim=1).numpy()
+                for place, i in enumerate(chosen):
+                    found[i] = unit[place]
+        return np.stack(found) if found else np.empty((0, 0), dtype=np.float32)
 
     return embed
 

@@ -15,6 +15,7 @@ ALLOWED = {
     "monitoring": {"monitoring", "router", "serving.registry"},
     "training": {
         "training", "router", "monitoring.review", "monitoring.store", "monitoring.intervals",
+        "monitoring.encoder",
         "serving.registry", "serving.base_model",
     },
 }  # fmt: skip

