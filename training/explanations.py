@@ -5,7 +5,6 @@ its tokens, but asked for by a prompt of its own that serving never sends. Expla
 summary of its reasoning where its API hides that.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from training.config import Explanations
 from training.dataset import Example
 from training.encode import Encoded, Tokenizer, encode_prompt
 from training.errors import DataError
+from training.side_files import entries, named
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,34 +47,15 @@ def load(path: Path) -> dict[str, str]:
     Raises:
         DataError: file, line, field and what is allowed.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as why:
-        raise DataError(f"{path}: cannot be read: {why}") from why
     found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            found |= _line(f"{path}: line {number}", line)
+    for place, entry, keys in entries(path):
+        said = entry.get("explanation", entry.get("teacher"))
+        if not isinstance(said, str) or not said.strip():
+            raise DataError(
+                f"{place}: explanation = {said!r:.60}: allowed: a text that is not empty"
+            )
+        found |= dict.fromkeys(named(place, keys), said.strip())
     return found
-
-
-def _line(place: str, line: str) -> dict[str, str]:
-    try:
-        entry = json.loads(line)
-    except ValueError as why:
-        raise DataError(f"{place}: not JSON: {why}") from why
-    said = entry.get("explanation", entry.get("teacher")) if isinstance(entry, dict) else None
-    if not isinstance(said, str) or not said.strip():
-        raise DataError(f"{place}: explanation = {said!r:.60}: allowed: a text that is not empty")
-    keys = [f"id:{entry['id']}"] if entry.get("id") else []
-    text, messages = entry.get("text"), entry.get("messages")
-    if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
-        keys.append(f"input:{key_of(messages)}")
-    elif isinstance(text, str):
-        keys.append(f"input:{key_of([{'role': 'user', 'content': text}])}")
-    if not keys:
-        raise DataError(f"{place}: allowed: an 'id', a 'text' or 'messages' to find the row by")
-    return dict.fromkeys(keys, said.strip())
 
 
 def rows(

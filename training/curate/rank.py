@@ -5,10 +5,10 @@ regression reads input and answer together; how well it predicts the judge on ro
 report, and a ranking that does not is refused: it would leave rows out at random.
 """
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -24,6 +24,7 @@ from training.curate.config import Rank
 from training.curate.ledger import Entry, Outcome
 from training.dataset import Example
 from training.errors import DataError
+from training.side_files import entries, named
 
 STAGE = "rank"
 RULE = "low rank"
@@ -41,37 +42,21 @@ def load(files: Sequence[Path]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for path in files:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as why:
-            raise DataError(f"{path}: cannot be read: {why}") from why
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                found |= _line(f"{path}: line {number}", line)
+        for place, entry, keys in entries(path):
+            # A labelled file has the grade as the teacher's text.
+            score = _score(place, entry.get("score", entry.get("teacher")))
+            found |= dict.fromkeys(named(place, keys), score)
     return found
 
 
-def _line(place: str, line: str) -> dict[str, float]:
+def _score(place: str, said: Any) -> float:
     try:
-        entry = json.loads(line)
-    except ValueError as why:
-        raise DataError(f"{place}: not JSON: {why}") from why
-    said = entry.get("score", entry.get("teacher")) if isinstance(entry, dict) else None
-    try:
-        score = float(str(said))  # a labelled file has the grade as the teacher's text
+        score = float(str(said))
     except ValueError as why:
         raise DataError(f"{place}: score = {said!r:.60}: allowed: a number") from why
     if not np.isfinite(score):
         raise DataError(f"{place}: score = {said!r}: allowed: a finite number")
-    keys = [f"id:{entry['id']}"] if entry.get("id") else []
-    text, messages = entry.get("text"), entry.get("messages")
-    if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
-        keys.append(f"input:{key_of(messages)}")
-    elif isinstance(text, str):
-        keys.append(f"input:{key_of([{'role': 'user', 'content': text}])}")
-    if not keys:
-        raise DataError(f"{place}: allowed: an 'id', a 'text' or 'messages' to find the row by")
-    return dict.fromkeys(keys, score)
+    return score
 
 
 def text_of(example: Example) -> str:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -21,6 +22,7 @@ from training.curate.gold import agree, relabelled
 from training.curate.ledger import Entry, Outcome
 from training.dataset import Example
 from training.errors import DataError
+from training.side_files import entries, named
 
 STAGE = "votes"
 
@@ -75,36 +77,19 @@ def load(files: Sequence[Path]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for path in files:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as why:
-            raise DataError(f"{path}: cannot be read: {why}") from why
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                for key, votes in _line(f"{path}: line {number}", line):
-                    found.setdefault(key, []).extend(votes)
+        for place, entry, keys in entries(path):
+            votes = _votes(place, entry.get("votes"))
+            for key in named(place, keys):
+                found.setdefault(key, []).extend(votes)
     return found
 
 
-def _line(place: str, line: str) -> list[tuple[str, list[str]]]:
-    try:
-        entry = json.loads(line)
-    except ValueError as why:
-        raise DataError(f"{place}: not JSON: {why}") from why
-    votes = entry.get("votes") if isinstance(entry, dict) else None
+def _votes(place: str, votes: Any) -> list[str]:
     if not isinstance(votes, list) or not votes or not all(isinstance(v, str) for v in votes):
         raise DataError(
             f"{place}: votes = {votes!r:.60}: allowed: a list of answers that is not empty"
         )
-    keys = [f"id:{entry['id']}"] if entry.get("id") else []
-    text, messages = entry.get("text"), entry.get("messages")
-    if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
-        keys.append(f"input:{key_of(messages)}")
-    elif isinstance(text, str):
-        keys.append(f"input:{key_of([{'role': 'user', 'content': text}])}")
-    if not keys:
-        raise DataError(f"{place}: allowed: an 'id', a 'text' or 'messages' to find the row by")
-    return [(key, votes) for key in keys]
+    return votes
 
 
 def apply(
