@@ -5,7 +5,7 @@ ARG PYTHON=python:3.11.14-slim-bookworm
 FROM ${PYTHON} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE graduate.py ./
+COPY pyproject.toml constraints.txt README.md LICENSE graduate.py graduate_doctor.py graduate_up.py ./
 COPY router/ router/
 COPY serving/ serving/
 COPY monitoring/ monitoring/

@@ -14,7 +14,7 @@ import yaml
 
 from benchmarks.dashboards.prometheus import Prometheus
 from benchmarks.dashboards.upstream import KINDS, Behaviour, Upstream
-from graduate import Service, start_all
+from graduate_up import Service, start_all
 
 RULES = Path(__file__).parents[2] / "helm" / "graduate" / "files" / "rules" / "graduate.yaml"
 LOOK_SECONDS = 0.2

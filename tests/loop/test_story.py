@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 
-from graduate import Service, start_all
+from graduate_up import Service, start_all
 from serving.registry import ManifestFields, Registry
 from tests.loop.story_servers import KINDS
 from tests.loop.test_loop import free_ports
