@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from safetensors import safe_open
 
-from training.dataset import Dataset
+from router.policy import Route
+from training.dataset import Dataset, DatasetInfo
 from training.errors import DataError, PublishRefused
 from training.predict import ModelPredictor
 
@@ -70,6 +71,29 @@ def lint(adapter: Path, num_layers: int) -> list[str]:
                 f"{module} has no weights in layers {missing}: LoRAX would skip {module} everywhere"
             )
     return wrong
+
+
+Server = Literal["lorax", "vllm", "graduate"]
+"""What serves the students. Only `graduate` reads an adapter's template from the registry."""
+
+
+def template_missing(
+    policy: Path, info: DatasetInfo, route: Route | None, server: Server | None
+) -> str | None:
+    """What the policy would let LoRAX or vLLM serve wrongly about the template, in a sentence; None when nothing.
+
+    Without `student.prompt` the router sends the chat as it is, and those servers lay the base model's chat template
+    around it: prompts that the student never saw in training.
+    """
+    student = route.student if route is not None else None
+    if server == "graduate" or student is None or student.prompt is not None or not info.prompt:
+        return None
+    cut = f" and max_input_chars: {info.max_input_chars}" if info.max_input_chars else ""
+    return (
+        f"{policy}: routes.{info.task}.student.prompt = null: the student was trained with a template, and LoRAX or vLLM would "
+        f"serve it under the base model's chat template; set prompt: {json.dumps(info.prompt)}{cut}, or say --server "
+        "graduate when nothing but Graduate's own server, which reads the template from the registry, serves it"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,18 @@
-"""`graduate train publish`."""
+"""`graduate train publish`: a run's checks, its verdict, and its place in the registry."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from router.home import Home
+    from serving.registry import AdapterRef
+    from training.dataset import Dataset
+    from training.publish import Gate, Server
+
+SERVERS = ("lorax", "vllm", "graduate")
 
 
 def publish(
@@ -14,6 +22,14 @@ def publish(
     ),
     name: Annotated[
         str | None, typer.Option(help="Name in the registry; default: the route's.")
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Policy whose route will ask the student; default HOME/policy.yaml."),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help=f"What serves it: {', '.join(SERVERS)}; default: any of them may."),
     ] = None,
     force: Annotated[
         str | None,
@@ -31,53 +47,118 @@ def publish(
     Example: graduate train publish --run .graduate/runs/tickets-20261124-101500
     """
     from router.home import Home
-    from serving.registry import ManifestFields, Registry
-    from training import lora
-    from training import publish as core
-    from training.commands import newest, open_base_model, operator_errors, out
-    from training.dataset import Dataset
-    from training.evaluate_command import open_origin
-    from training.predict import ModelPredictor
+    from training.commands import newest, operator_errors
 
     place = Home(home)
     with operator_errors():
+        target = _server(server)
         folder = run or newest(place.runs, "*-*", "run")
-        origin = open_origin(folder)
-        dataset = Dataset.load(Path(origin["dataset"]))
-        evaluation = core.load_evaluation(folder)
-        base = open_base_model(origin["model"], place)
-        layers = len(lora.decoder_of(base.model).layers)
-        wrong = core.lint(folder / "adapter", layers)
-        info = dataset.info
-        settings = (base.tokenizer, info.prompt, info.max_input_chars)
-        plain = ModelPredictor("base", base.model, *settings, max_new_tokens=24)
-        base_answers = [p.text for p in plain.predict(core.held_out(dataset, parity_rows))]
-        reloaded = ModelPredictor(
-            "student", lora.load_adapter(base.model, folder / "adapter"), *settings
+        verdict, reference = _checked(
+            folder, place, name, policy or _own(place), target, force, parity_rows
         )
-        checked = core.parity(dataset, reloaded, base_answers, parity_rows)
-        verdict = core.gate(evaluation)
-        core.enforce(wrong, checked, verdict, force)
-        config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-        card = core.model_card(name or info.task, dataset, origin, evaluation, verdict)
-        (folder / "adapter" / "README.md").write_text(card)
-        student = next(x for x in evaluation["tests"][0]["lines"] if x["name"] == "student")
-        fields = ManifestFields(
-            base_model=origin["base_model"],
-            base_model_digest=origin["base_model_digest"],
-            rank=config["r"],
-            alpha=config["lora_alpha"],
-            target_modules=tuple(sorted(config["target_modules"])),
-            prompt=info.prompt,
-            max_input_chars=info.max_input_chars,
-            route=info.task,
-            answer=info.answer,
-            metrics={"test_accuracy": student["figures"]["accuracy"]["share"]},
-        )
-        history = core.lineage(folder, origin, dataset, verdict, force)
-        reference = Registry(place.adapters).publish(
-            name or info.task, folder / "adapter", fields, history
-        )
+    _show(verdict, reference, as_json)
+
+
+def _own(place: "Home") -> Path | None:
+    """The home's policy; None where it is elsewhere, as on a machine that only trains."""
+    return place.policy if place.policy.exists() else None
+
+
+def _server(said: str | None) -> "Server | None":
+    """The server that the caller names.
+
+    Raises:
+        ConfigError: there is no such server.
+    """
+    from typing import cast
+
+    from training.errors import ConfigError
+
+    if said is not None and said not in SERVERS:
+        raise ConfigError(f"--server {said!r}: allowed: {', '.join(SERVERS)}")
+    return cast("Server | None", said)
+
+
+def _checked(
+    run: Path, place: "Home", name: str | None, policy: Path | None, server: "Server | None", force: str | None, parity_rows: int
+) -> "tuple[Gate, AdapterRef]":  # fmt: skip
+    """Lint, parity and gates, then the registry.
+
+    Raises:
+        DataError: the run has no evaluation.
+        PolicyError: the policy does not hold.
+        PublishRefused: a check said no.
+    """
+    from router import policy_file
+    from serving.registry import Registry
+    from training import publish as core
+    from training.dataset import Dataset
+    from training.errors import PublishRefused
+    from training.evaluate_command import open_origin
+
+    origin = open_origin(run)
+    dataset = Dataset.load(Path(origin["dataset"]))
+    evaluation = core.load_evaluation(run)
+    if policy is not None:  # before the base model is loaded: it takes a second to know
+        route = policy_file.load(policy).policy.routes.get(dataset.info.task)
+        missing = core.template_missing(policy, dataset.info, route, server)
+        if missing:
+            raise PublishRefused(missing)
+    wrong, parity = _serving_checks(run, place, origin, dataset, parity_rows)
+    verdict = core.gate(evaluation)
+    core.enforce(wrong, parity, verdict, force)
+    task = name or dataset.info.task
+    card = core.model_card(task, dataset, origin, evaluation, verdict)
+    (run / "adapter" / "README.md").write_text(card)
+    history = core.lineage(run, origin, dataset, verdict, force)
+    fields = _fields(run, origin, dataset, evaluation)
+    return verdict, Registry(place.adapters).publish(task, run / "adapter", fields, history)
+
+
+def _serving_checks(
+    run: Path, place: "Home", origin: dict[str, Any], dataset: "Dataset", rows: int
+) -> tuple[list[str], Any]:
+    """What is wrong with the adapter's files, and the reloaded adapter's answers beside the base model's."""
+    from training import lora
+    from training import publish as core
+    from training.commands import open_base_model
+    from training.predict import ModelPredictor
+
+    base = open_base_model(origin["model"], place)
+    wrong = core.lint(run / "adapter", len(lora.decoder_of(base.model).layers))
+    info = dataset.info
+    settings = (base.tokenizer, info.prompt, info.max_input_chars)
+    plain = ModelPredictor("base", base.model, *settings, max_new_tokens=24)
+    base_answers = [p.text for p in plain.predict(core.held_out(dataset, rows))]
+    reloaded = ModelPredictor("student", lora.load_adapter(base.model, run / "adapter"), *settings)
+    return wrong, core.parity(dataset, reloaded, base_answers, rows)
+
+
+def _fields(
+    run: Path, origin: dict[str, Any], dataset: "Dataset", evaluation: dict[str, Any]
+) -> Any:
+    """What the registry's manifest says of the adapter."""
+    from serving.registry import ManifestFields
+
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    student = next(x for x in evaluation["tests"][0]["lines"] if x["name"] == "student")
+    return ManifestFields(
+        base_model=origin["base_model"],
+        base_model_digest=origin["base_model_digest"],
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        target_modules=tuple(sorted(config["target_modules"])),
+        prompt=dataset.info.prompt,
+        max_input_chars=dataset.info.max_input_chars,
+        route=dataset.info.task,
+        answer=dataset.info.answer,
+        metrics={"test_accuracy": student["figures"]["accuracy"]["share"]},
+    )
+
+
+def _show(verdict: "Gate", reference: "AdapterRef", as_json: bool) -> None:
+    from training.commands import out
+
     if as_json:
         found = {
             "adapter": reference.id,
@@ -91,14 +172,10 @@ def publish(
     )
     for reason in verdict.reasons:
         out.print(f"• {reason}", highlight=False)
-    mode = "dark_launch" if verdict.verdict == "publish" else "hybrid"
+    then = ", then `mode: hybrid` with cascade.min_confidence from the evaluation"
     out.print(
         f"next: `mode: dark_launch` with `student: {{adapter: {reference.name}, version: {reference.version}}}` in the policy"
-        + (
-            ""
-            if mode == "dark_launch"
-            else ", then `mode: hybrid` with cascade.min_confidence from the evaluation"
-        ),
+        + ("" if verdict.verdict == "publish" else then),
         highlight=False,
     )
 
