@@ -119,7 +119,7 @@ class ServiceDied(Exception):
 
 
 def start_all(services: Sequence[Service], timeout_seconds: float) -> None:
-    """Start services in order, each ready before the next begins.
+    """Start all services at once and return when each is ready: none needs another to start.
 
     Raises:
         ServiceDied: one ended by itself, with the end of its log.
@@ -127,17 +127,22 @@ def start_all(services: Sequence[Service], timeout_seconds: float) -> None:
     """
     for service in services:
         service.start()
-        deadline = time.monotonic() + timeout_seconds
-        with console.status(f"starting {service.name} …"):
-            while not service.is_ready():
-                if (status := service.exited()) is not None:
-                    raise ServiceDied(service, status)
-                if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"{service.name} was not ready after {timeout_seconds:.0f} s; the end of "
-                        f"{service.log}:\n{service.last_words()}"
-                    )
-                time.sleep(0.1)
+    deadline = time.monotonic() + timeout_seconds
+    waiting = list(services)
+    with console.status("") as status:
+        while waiting:
+            status.update(f"starting {', '.join(service.name for service in waiting)} …")
+            for service in waiting:
+                if (ended := service.exited()) is not None:
+                    raise ServiceDied(service, ended)
+            waiting = [service for service in waiting if not service.is_ready()]
+            if waiting and time.monotonic() > deadline:
+                service = waiting[0]
+                raise TimeoutError(
+                    f"{service.name} was not ready after {timeout_seconds:.0f} s; the end of "
+                    f"{service.log}:\n{service.last_words()}"
+                )
+            time.sleep(0.1)
 
 
 def watch(services: Sequence[Service]) -> None:

@@ -150,6 +150,18 @@ class NoticeRow(Base):
     error: Mapped[str | None] = mapped_column(Text, default=None)
 
 
+class VerdictRow(Base):
+    """What the monitor said of a pair that the router left to it; once for each pair and comparator."""
+
+    __tablename__ = "verdicts"
+    route: Mapped[str] = mapped_column(String(200), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    pair_id: Mapped[str] = mapped_column(String(220), primary_key=True)
+    agree: Mapped[bool | None] = mapped_column(Boolean, default=None)
+    score: Mapped[float | None] = mapped_column(Float, default=None)
+    at: Mapped[float] = mapped_column(Float, index=True)
+
+
 class Store:
     """An open database. Sessions are short; every method is one transaction."""
 

@@ -60,22 +60,52 @@ class Strict(BaseModel):
     )
 
 
+class Judge(Strict):
+    """An LLM that says which of two answers is better."""
+
+    backend: str | None = None
+    """A backend of kind `openai`; none given asks the route's teacher."""
+    model: str | None = None
+    """Its model; none given asks for the teacher's."""
+    per_day: int = Field(default=200, ge=1)
+    """Pairs that it is asked about within 24 hours, twice each, in both orders."""
+
+
 class Compare(Strict):
     """When student and teacher count as agreeing."""
 
     fields: tuple[str, ...] = ()
     """JSON: these top-level fields decide; none given compares the whole value."""
-    comparator: Literal["auto", "exact", "label", "json", "tool_call", "rouge_l"] = "auto"
-    """By the kind of answer unless named."""
+    comparator: Literal[
+        "auto", "exact", "label", "json", "tool_call", "rouge_l", "embedding", "judge"
+    ] = "auto"
+    """By the kind of answer unless named. `embedding` and `judge` are the monitor's: the router leaves it the pair."""
     threshold: Share = 0.7
-    """Text: score from which it counts as agreement."""
+    """Text: score from which it counts as agreement, ROUGE-L or the cosine of sentence vectors."""
+    judge: Judge | None = None
+    """Comparator `judge`: who is asked, and how often."""
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether only the monitor can say if two answers agree."""
+        return self.comparator in DEFERRED
+
+    @model_validator(mode="after")
+    def _judge_is_asked(self) -> "Compare":
+        if self.judge is not None and self.comparator != "judge":
+            raise at_key("judge", f"nobody asks it under comparator {self.comparator}")
+        return self
+
+
+DEFERRED = ("embedding", "judge")
+"""Comparators that cost too much for a request: seconds of CPU, or an LLM's answer."""
 
 
 COMPARATORS: dict[AnswerKind, tuple[str, ...]] = {
     "label": ("auto", "label", "exact"),
     "json": ("auto", "json", "exact"),
     "tool_call": ("auto", "tool_call"),
-    "text": ("auto", "rouge_l", "exact"),
+    "text": ("auto", "rouge_l", "exact", *DEFERRED),
 }
 """Kind of answer → comparators that can read it."""
 

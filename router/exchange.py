@@ -19,7 +19,7 @@ import msgspec
 
 from router import bodies, guard
 from router.auth import KeyEntry, permit
-from router.compare import compare
+from router.compare import compare_online
 from router.decide import DEFAULT, Decision, decide
 from router.errors import BackendError
 from router.policy import Route, Student
@@ -311,7 +311,7 @@ class Exchange:
 
     async def _shadow(self, teacher_answer: Answer) -> None:
         answer = await self._guarded(await self._ask_student("shadow"))
-        self.recorder.late(answer, compare(self._route.answer, answer, teacher_answer))
+        self.recorder.late(answer, compare_online(self._route.answer, answer, teacher_answer))
 
     async def _noise(self) -> None:
         self.recorder.late(await self.teacher.ask(self._unstreamed(), self.headers, "noise"), None)
@@ -322,7 +322,7 @@ class Exchange:
 
     async def _audited(self, student_answer: Answer) -> None:
         answer = await self.teacher.ask(self._unstreamed(), self.headers, "audit")
-        self.recorder.late(answer, compare(self._route.answer, student_answer, answer))
+        self.recorder.late(answer, compare_online(self._route.answer, student_answer, answer))
 
     def _unstreamed(self) -> RequestView:
         return self.request.unstreamed() if self.request.stream else self.request

@@ -59,7 +59,7 @@ class RouterMetrics:
         )
         self.comparisons = Counter(
             "graduate_router_comparisons",
-            "Student against teacher on one request: agree, disagree, student_form, teacher_form",
+            "Student against teacher: agree, disagree, student_form, teacher_form, left_to_monitor",
             ["route", "result"],
             registry=registry,
         )
@@ -230,7 +230,9 @@ class RouterMetrics:
         """Count a comparison at once, so that dashboards need not wait for the monitor."""
         if comparison is None:
             return
-        if comparison.comparable:
+        if comparison.is_left:
+            result = "left_to_monitor"
+        elif comparison.comparable:
             result = "agree" if comparison.agree else "disagree"
         else:
             result = "teacher_form" if comparison.student_form_ok else "student_form"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from router.answer_spec import AnswerSpec, Guard, Regex, Strict, Template, at_key, regex
+from router.answer_spec import AnswerSpec, Guard, Judge, Regex, Strict, Template, at_key, regex
 from router.quantities import Seconds, Share
 
 Mode = Literal["teacher", "dark_launch", "canary", "hybrid", "student"]
@@ -324,6 +324,14 @@ class Route(Strict):
         if self.mode != "teacher" and self.student is None:
             raise at_key("mode", f"mode {self.mode} needs a student")
         return self
+
+
+def judge_of(route: Route) -> tuple[str, str | None]:
+    """Backend and model of the route's judge; what `answer.compare.judge` leaves open is the teacher's."""
+    named = route.answer.compare.judge or Judge()
+    if named.backend is not None and named.backend != route.teacher.backend:
+        return named.backend, named.model  # another backend need not have the teacher's model
+    return route.teacher.backend, named.model or route.teacher.model
 
 
 class Keys(Strict):

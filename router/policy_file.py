@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from router.difficulty import DifficultyModel, load_model
 from router.errors import PolicyError, Problem
-from router.policy import Gates, Policy, Rollouts
+from router.policy import Gates, Policy, Rollouts, judge_of
 
 KeyPath = tuple[str | int, ...]
 M = typing.TypeVar("M", bound=BaseModel)
@@ -199,6 +199,22 @@ def _dangling(policy: Policy) -> Iterator[tuple[KeyPath, str, str]]:
             yield ("routes", name, "teacher", "backend"), route.teacher.backend, allowed
         if route.student and route.student.backend not in policy.backends:
             yield ("routes", name, "student", "backend"), route.student.backend, allowed
+        yield from _bad_judge(policy, name)
+
+
+def _bad_judge(policy: Policy, name: str) -> Iterator[tuple[KeyPath, str, str]]:
+    """A judge that cannot be asked: no such backend, one of another dialect, or no model."""
+    rule = policy.routes[name].answer.compare
+    if rule.comparator != "judge":
+        return
+    backend, model = judge_of(policy.routes[name])
+    able = sorted(n for n, one in policy.backends.items() if one.kind == "openai")
+    key: KeyPath = ("routes", name, "answer", "compare")
+    place = "judge" if rule.judge else "comparator"
+    if backend not in able:
+        yield (*key, place), backend, f"backends of kind openai: {', '.join(able) or 'none'}"
+    elif model is None:
+        yield (*key, place), "no model", "judge: {model: NAME}; the teacher's model is the caller's"
 
 
 def loads(text: str, source: str = "policy.yaml") -> Policy:

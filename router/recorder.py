@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from router.auth import KeyEntry
-from router.compare import compare
+from router.compare import compare_online
 from router.decide import Decision
 from router.logged import logged_answer, logged_record
 from router.policy import Log, Route
@@ -132,7 +132,7 @@ class Recorder:
         teacher = next((a for a in self.answers if a.role == "teacher" and a.ok), None)
         if student is None or teacher is None:
             return None
-        return compare(self.route.answer, student, teacher)
+        return compare_online(self.route.answer, student, teacher)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -49,7 +49,8 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     """Student against teacher on one request, under the route's named comparator.
 
     `agree` is None when one of the two gave nothing that can be compared (an error, unparseable JSON):
-    `comparable` is then False and `student_form_ok` says whether it was the student's fault.
+    `comparable` is then False and `student_form_ok` says whether it was the student's fault. Or the pair is left to the
+    monitor, whose comparators (`embedding`, `judge`) a request cannot wait for: `comparable` is then True.
     """
 
     comparator: str
@@ -58,6 +59,11 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     fields: dict[str, bool] = {}
     comparable: bool = True
     student_form_ok: bool = True
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it is left to the monitor."""
+        return self.agree is None and self.comparable
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):

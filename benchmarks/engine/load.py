@@ -1,7 +1,8 @@
 """Closed-loop load on an OpenAI-compatible server at a loopback address: so many callers, each waiting for its answer.
 
 One asyncio task a caller, each with its own kept-alive connection; models are taken in turn. Standard library only.
-Tokens are counted from the server's own `usage`.
+Tokens are counted from the server's own `usage`. A request that lies partly in the window counts for the part of its time that
+lies in it: a window shorter than some requests is then neither flattered nor robbed by where their ends fall.
 """
 
 import asyncio
@@ -10,9 +11,12 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.engine.work import Kind, body
+
+
+RAMP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,11 @@ class Done:
     seconds: float
     prompt_tokens: int
     output_tokens: int
+
+    def share(self, start: float, stop: float) -> float:
+        """The part of its time that lies between two moments, 0 to 1."""
+        inside = min(stop, self.ended_at) - max(start, self.ended_at - self.seconds)
+        return max(0.0, inside) / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,8 @@ class Measured:
     p95_seconds: float
     prompt_tokens: float
     output_tokens: float
-    requests: int
+    requests: float
+    """In the window; those at its edges with their part."""
     errors: int
     first_error: str = ""
 
@@ -105,8 +115,7 @@ async def _window(
 ) -> Measured:  # fmt: skip
     done: list[Done] = []
     errors: list[str] = []
-    ramp = min(2.0, seconds / 4)
-    start = time.perf_counter() + ramp
+    start = time.perf_counter() + RAMP_SECONDS
     stop = start + seconds
 
     async def caller() -> None:
@@ -121,21 +130,18 @@ async def _window(
                 connection.close()
         connection.close()
 
-    began = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(callers)))
-    inside = [one for one in done if start <= one.ended_at < stop]
-    span = seconds
-    if len(inside) < 2 * callers:  # too slow for the window: everything, from the first send on
-        inside, span = done, time.perf_counter() - began
-    times = sorted(one.seconds for one in inside) or [float("nan")]
+    shares = [(one, share) for one in done if (share := one.share(start, stop)) > 0]
+    num = sum(share for _, share in shares)
+    times = sorted(one.seconds for one, _ in shares) or [float("nan")]
     return Measured(
-        requests_per_second=len(inside) / span,
-        tokens_per_second=sum(one.output_tokens for one in inside) / span,
+        requests_per_second=num / seconds,
+        tokens_per_second=sum(one.output_tokens * share for one, share in shares) / seconds,
         p50_seconds=statistics.median(times),
         p95_seconds=times[min(len(times) - 1, int(0.95 * len(times)))],
-        prompt_tokens=statistics.fmean([one.prompt_tokens for one in inside] or [0]),
-        output_tokens=statistics.fmean([one.output_tokens for one in inside] or [0]),
-        requests=len(inside),
+        prompt_tokens=statistics.fmean([one.prompt_tokens for one, _ in shares] or [0]),
+        output_tokens=statistics.fmean([one.output_tokens for one, _ in shares] or [0]),
+        requests=num,
         errors=len(errors),
         first_error=errors[0] if errors else "",
     )
@@ -144,21 +150,25 @@ async def _window(
 def measure(
     port: int, kind: Kind, models: Sequence[str], callers: int, seconds: float, seed: str
 ) -> Measured:
-    """Load a server for so long, after a ramp of a quarter of that (2 s at most)."""
+    """Load a server for so long, after a ramp; requests under way at the end are waited for."""
     numbers = itertools.count()
     return asyncio.run(_window(port, kind, models, callers, seconds, numbers, seed))
 
 
 def warm(port: int, kind: Kind, models: Sequence[str], seed: str) -> None:
-    """Two requests to each model, all models at once: every adapter is loaded, every path has run."""
+    """Two short requests to each model, eight at a time: every adapter is loaded, what prompts share is stored, every path has run."""
+    short = replace(kind, max_tokens=2)
 
     async def run() -> None:
-        async def one(index: int, model: str) -> None:
+        places = iter(enumerate(models))
+
+        async def some() -> None:
             connection = Connection(port)
-            for turn in range(2):
-                await ask(connection, body(kind, model, index + turn * len(models), seed))
+            for index, model in places:
+                for turn in range(2):
+                    await ask(connection, body(short, model, index + turn * len(models), seed))
             connection.close()
 
-        await asyncio.gather(*(one(index, model) for index, model in enumerate(models)))
+        await asyncio.gather(*(some() for _ in range(8)))
 
     asyncio.run(run())

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from benchmarks.engine.report import report
 from benchmarks.engine.work import KINDS
 
 NUM_ADAPTERS, MOST_ADAPTERS = 8, 64
+TAIL_SECONDS = {"ours": 15, "vllm": 30}
+"""Requests under way when a window ends are waited for; at 32 callers that is long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def _cells(peer: str) -> list[Cell]:
     found = [Cell(peer, k, c, NUM_ADAPTERS, NUM_ADAPTERS) for k in kinds for c in (1, 8, 32)]
     if peer == "ours":
         found += [Cell(peer, k, 8, 0, NUM_ADAPTERS) for k in kinds]
-        found += [Cell(peer, k, 8, MOST_ADAPTERS, MOST_ADAPTERS) for k in kinds]
+        found += [Cell(peer, k, 8, n, n) for n in (16, MOST_ADAPTERS) for k in kinds]
     return found
 
 
@@ -53,7 +55,7 @@ PLAN = {
     "vllm": _cells("vllm"),
     "peft": [Cell("peft", k, 1, NUM_ADAPTERS, NUM_ADAPTERS) for k in KINDS],
 }
-LONGEST_START = {"machine": 20, "start": 25, "ours": 20, "vllm": 45, "peft": 20}
+LONGEST_START = {"machine": 20, "start": 45, "ours": 20, "vllm": 45, "peft": 20}
 """Seconds that a peer may need before its first cell."""
 
 
@@ -136,27 +138,27 @@ def _serve(run: Run, peer: str, number: int) -> None:
     """A server's cells, as many as there is time for."""
     cells = run.left(peer, number)
     with run.server(peer) as server:
-        warmed = -1
-        for cell in cells:
-            if not run.has_time(run.args.seconds + 10):
-                return
+        for cell in sorted(cells, key=lambda c: c.resident):
             kind = KINDS[cell.kind]
-            if cell.resident != warmed:
-                everything = _models(Cell(peer, cell.kind, 0, cell.resident, cell.resident))
-                load.warm(server.port, kind, everything, f"resident-{number}")
-                warmed = cell.resident
-            # of this kind too: a prefix is stored when two prompts have shared it
-            load.warm(server.port, kind, _models(cell), f"warm-{number}-{cell.kind}")
+            needed = run.args.seconds * kind.windows + load.RAMP_SECONDS + TAIL_SECONDS[peer]
+            if not run.has_time(needed):
+                return
+            # of each kind: a prefix is stored when two prompts have shared it
+            load.warm(server.port, kind, _resident(cell), f"warm-{number}-{cell.kind}")
+            load.warm(server.port, kind, _models(cell), f"warmer-{number}-{cell.kind}")
             name = f"{number}-{cell.callers}-{cell.models}-{cell.resident}"
-            load.measure(server.port, kind, _models(cell), cell.callers, 1.5, f"rehearsal-{name}")
-            for _ in range(2):
-                found = _window(run, server, cell, name)
+            for attempt in range(2):  # other texts the second time: they could be cached whole
+                found = _window(run, server, cell, f"{name}-{attempt}")
                 if found["others_share"] < run.args.disturbed:
                     break
                 print("disturbed", *asdict(cell).values(), _short(found), flush=True)
-                if not run.has_time(run.args.seconds + 8):
+                if not run.has_time(needed):
                     return
             run.write(number, cell, found)
+
+
+def _resident(cell: Cell) -> list[str]:
+    return _models(replace(cell, models=cell.resident))
 
 
 def _window(run: Run, server: peers.Peer, cell: Cell, name: str) -> dict[str, Any]:
@@ -171,9 +173,9 @@ def _window(run: Run, server: peers.Peer, cell: Cell, name: str) -> dict[str, An
         server.cpu_seconds(),
         time.process_time(),
     )
-    found = load.measure(
-        server.port, KINDS[cell.kind], _models(cell), cell.callers, run.args.seconds, name
-    )
+    kind = KINDS[cell.kind]
+    seconds = run.args.seconds * kind.windows
+    found = load.measure(server.port, kind, _models(cell), cell.callers, seconds, name)
     spent, own = server.cpu_seconds() - cpu, time.process_time() - own
     if found.errors:
         raise RuntimeError(f"{cell.peer}: {found.errors} errors, first: {found.first_error}")
@@ -188,13 +190,14 @@ def _window(run: Run, server: peers.Peer, cell: Cell, name: str) -> dict[str, An
 
 def _start(run: Run, number: int) -> None:
     """Our server from its start to its first healthy answer, and its memory with sixteen adapters at work."""
-    cell = PLAN["start"][0]
+    cell, most = PLAN["start"][0], 0
     with run.server("ours") as server:
         for kind in KINDS.values():
             load.warm(server.port, kind, [""], "start")
             load.warm(server.port, kind, _models(cell), "start")
-            load.measure(server.port, kind, _models(cell), 16, 3.0, "start")
-        found = {"ready_seconds": server.ready_seconds, "memory_bytes": server.memory_bytes()}
+            load.measure(server.port, kind, _models(cell), 16, run.args.seconds, "start")
+            most = max(most, server.memory_bytes())
+        found = {"ready_seconds": server.ready_seconds, "memory_bytes": most}
     run.write(number, cell, found)
 
 
@@ -207,11 +210,12 @@ def _turn(run: Run, peer: str, number: int) -> None:
         _start(run, number)
     elif peer == "peft":
         for cell in run.left(peer, number):
-            if not run.has_time(run.args.seconds + 25):
+            seconds = run.args.seconds * KINDS[cell.kind].windows
+            if not run.has_time(seconds + 45):
                 return
             found = run.module(
                 "peft_alone", str(run.args.model), str(run.folder / "adapters"), str(NUM_ADAPTERS),
-                cell.kind, str(run.args.seconds), str(run.args.threads),
+                cell.kind, str(seconds), str(run.args.threads),
             )  # fmt: skip
             run.write(number, cell, found)
     else:
@@ -228,7 +232,7 @@ def _parsed() -> argparse.Namespace:
         "--results", type=Path, default=Path(".graduate/bench-engine/results.jsonl")
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measured window")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a window of classify; of generate twice that")
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds for this call")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -271,7 +275,7 @@ def main() -> int:
         # every other round the other way round, so that what warms or slows the machine meets both
         for peer in wanted if number % 2 == 0 else wanted[::-1]:
             while run.left(peer, number):
-                if not run.has_time(LONGEST_START[peer] + args.seconds + 10):
+                if not run.has_time(LONGEST_START[peer] + args.seconds + TAIL_SECONDS.get(peer, 5)):
                     print("the budget has ended; call again to go on", file=sys.stderr)
                     return 3
                 _turn(run, peer, number)

@@ -88,6 +88,8 @@ class Kind:
     system: str
     num_words: int
     max_tokens: int
+    windows: int = 1
+    """How many times the plain window's length it is measured for: a window must hold several requests of each caller."""
 
 
 CLASSIFY = Kind(
@@ -99,7 +101,7 @@ CLASSIFY = Kind(
     4,
 )
 GENERATE = Kind(
-    "generate", "You are a helpful writer. Continue the text in plain sentences.", 32, 64
+    "generate", "You are a helpful writer. Continue the text in plain sentences.", 32, 64, windows=2
 )
 KINDS = {kind.name: kind for kind in (CLASSIFY, GENERATE)}
 

@@ -171,7 +171,7 @@ class Place:
     def run(self, *arguments: str) -> Any:
         """A `graduate` command, its JSON."""
         done = CliRunner().invoke(graduate.app, [*arguments, "--home", str(self.home), "--json"])
-        assert done.exit_code == 0, done.output
+        assert done.exit_code == 0, done.output or repr(done.exception)
         return json.loads(done.stdout)
 
 
@@ -246,7 +246,7 @@ def train_and_publish(place: Place) -> Any:
         "patience=14",
         "lora.top_layers=2",
         "optimizer.learning_rate=0.01",
-        "threads=2",
+        "threads=1",
     )
     chosen = [part for each in sets for part in ("--set", each)]
     run = place.home / "runs" / "mail-1"
