@@ -232,7 +232,12 @@ def _parsed() -> argparse.Namespace:
         "--results", type=Path, default=Path(".graduate/bench-engine/results.jsonl")
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a window of classify; of generate twice that")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="of a window of classify; of generate twice that",
+    )
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds for this call")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
