@@ -4,6 +4,8 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ import typer
 from training.errors import ConfigError
 
 if TYPE_CHECKING:
+    from training.build import Row
     from training.dataset import Dataset
     from training.imports import Imported
 
@@ -96,7 +99,6 @@ def build(
     Example: graduate train build --route tickets --since 7d
     """
     from router.home import Home
-    from router.traffic import scan
     from training import build as core
     from training import imports
     from training.commands import open_route, operator_errors, policy_path
@@ -104,34 +106,46 @@ def build(
 
     place = Home(home)
     with operator_errors():
-        keys = core.Keys(input_key, teacher_key, gold_key)
-        columns = Columns.parse(keys, column or [])
+        columns = Columns.parse(core.Keys(input_key, teacher_key, gold_key), column or [])
         read = [imports.read(path, columns, form=form) for path in file or []]
         read += [imports.read(path, columns, form=form, fixed="test") for path in test_file or []]
         if preview:
             return _preview(read, as_json)
         _, chosen = open_route(policy_path(place, policy), route)
         now = time.time()
-        start, end = since(since_, now), since(until, now)
-        rows: list[core.Row] = []
-        if traffic:
-            rows += core.rows_from_traffic(
-                scan(log or place.traffic, routes=[route], since=start, until=end)
-            )
+        logs = Logs(log or place.traffic, since(since_, now), since(until, now))
+        rows = list(logs.rows(route)) if traffic else []
         rows += [row for one in read for row in one.rows]
         reviews = reviews_of(database or place.database_url, route)
-        rows = list(core.with_reviews(rows, reviews))
-        query: dict[str, Any] = {
+        gold = [g for path in gold_file or [] for g in imports.read(path, columns, form=form).rows]
+        query = {
             "route": route, "since": since_, "until": until, "traffic": traffic,
             "files": [str(p) for p in file or []], "test_files": [str(p) for p in test_file or []],
             "imports": [one.summary() for one in read], "reviews": len(reviews), "seed": seed,
         }  # fmt: skip
-        options = core.BuildOptions(test_share, validation_share, seed)
-        gold = [g for path in gold_file or [] for g in imports.read(path, columns, form=form).rows]
         dataset = core.build(
-            core.with_gold(rows, gold), chosen, route, place.datasets, query=query, options=options
-        )
+            core.with_gold(core.with_reviews(rows, reviews), gold), chosen, route, place.datasets,
+            query=query, options=core.BuildOptions(test_share, validation_share, seed),
+        )  # fmt: skip
     _show(dataset, as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """The traffic that a dataset is built from."""
+
+    where: Any
+    """One folder or several, or addresses, as `router.traffic.scan` takes them."""
+    since: float | None
+    until: float | None
+
+    def rows(self, route: str) -> "Iterator[Row]":
+        """The route's answered requests in that time."""
+        from router.traffic import scan
+        from training.build import rows_from_traffic
+
+        records = scan(self.where, routes=[route], since=self.since, until=self.until)
+        return rows_from_traffic(records)
 
 
 def reviews_of(url: str, route: str) -> list[Any]:

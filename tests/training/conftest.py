@@ -11,42 +11,10 @@ from router.policy import Route, Student, Teacher
 from serving import base_model
 from serving.base_model import BaseModel
 from tests.tiny import tiny_model
+from tests.training.words import WORDS
 from training import build
 from training.dataset import Dataset
 
-WORDS = [
-    "apple",
-    "river",
-    "quiet",
-    "stone",
-    "yellow",
-    "market",
-    "paper",
-    "window",
-    "garden",
-    "silver",
-    "bridge",
-    "candle",
-    "forest",
-    "mirror",
-    "pocket",
-    "ladder",
-    "basket",
-    "copper",
-    "violet",
-    "hammer",
-    "winter",
-    "summer",
-    "kitchen",
-    "island",
-    "feather",
-    "harbor",
-    "marble",
-    "orange",
-    "pencil",
-    "rabbit",
-    "saddle",
-]
 LABELS = ("refund", "order")
 
 
