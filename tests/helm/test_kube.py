@@ -10,7 +10,9 @@ import httpx
 import pytest
 
 from monitoring.kube import Cluster, ClusterError, RolloutsConfigMap
-from tests.helm.fake_kube import FakeKube, Object
+from tests.helm.fake_kube import FakeKube
+from tests.helm.kube_api import Object
+from tests.helm.kube_server import serve
 
 NAME = "graduate-rollouts"
 ROLE: list[Object] = [
@@ -68,7 +70,7 @@ def place(certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[Place]:
     kube.accounts = {"good-token": "apps/monitor", "stranger": "apps/default"}
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(*certificate)
-    server = kube.serve(tls)
+    server = serve(kube, tls)
     account = tmp_path / "account"
     account.mkdir()
     (account / "namespace").write_text("apps")

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helm.fake_kube import FakeKube, Object
+from tests.helm.fake_kube import FakeKube
+from tests.helm.kube_api import Object
+from tests.helm.kube_server import serve
 from tests.helm.render import CHART, ROOT, Helm, HelmFailed, containers
 
 pytestmark = pytest.mark.slow
@@ -57,7 +59,7 @@ def kube(tmp_path: Path) -> FakeKube:
 @pytest.fixture
 def cluster(kube: FakeKube, each_helm: Helm, tmp_path: Path) -> Iterator[Helm]:
     """A helm that talks to it."""
-    server = kube.serve()
+    server = serve(kube)
     config = {
         "apiVersion": "v1", "kind": "Config", "current-context": "fake",
         "clusters": [{"name": "fake", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
