@@ -5,7 +5,6 @@ The servers are real processes started by `graduate up`; the offline commands ar
 
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from typer.testing import CliRunner
 
 import graduate
 from tests.tiny import tiny_model
+from tests.words import LABELS, sentence
 
 pytestmark = [
     # llguidance's torch part, evidently and peft use names that their own dependencies deprecate.
@@ -30,66 +30,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 ROOT = Path(__file__).parents[2]
-LABELS = ("refund", "order")
-WORDS = [
-    "apple",
-    "river",
-    "quiet",
-    "stone",
-    "yellow",
-    "market",
-    "paper",
-    "window",
-    "garden",
-    "silver",
-    "bridge",
-    "candle",
-    "forest",
-    "mirror",
-    "pocket",
-    "ladder",
-    "basket",
-    "copper",
-    "violet",
-    "hammer",
-    "winter",
-    "summer",
-    "kitchen",
-    "island",
-    "feather",
-    "harbor",
-    "marble",
-    "orange",
-    "pencil",
-    "rabbit",
-    "saddle",
-    "timber",
-    "valley",
-    "wagon",
-    "anchor",
-    "barrel",
-    "cotton",
-    "desert",
-    "engine",
-    "falcon",
-    "guitar",
-    "helmet",
-    "jacket",
-    "kettle",
-    "lantern",
-    "meadow",
-]
 
 
 def rows(first: int, count: int) -> list[tuple[str, str]]:
-    """Inputs with their label, alternating: a key word among others, so that no two are near-duplicates."""
-    found = []
-    for n in range(first, first + count):
-        draw = random.Random(n)
-        words = draw.sample(WORDS, 7)
-        words.insert(draw.randint(0, 7), LABELS[n % 2])
-        found.append((" ".join(words), LABELS[n % 2]))
-    return found
+    """Inputs with their label, alternating."""
+    return [sentence(n) for n in range(first, first + count)]
 
 
 TRAFFIC, TEST, LIVE = rows(0, 90), rows(1000, 20), rows(2000, 60)

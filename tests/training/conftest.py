@@ -1,7 +1,6 @@
 """A dataset with two fields, and a tiny base model with its tokenizer."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,9 @@ from router.policy import Route, Student, Teacher
 from serving import base_model
 from serving.base_model import BaseModel
 from tests.tiny import tiny_model
-from tests.training.words import WORDS
+from tests.words import LABELS, sentence
 from training import build
 from training.dataset import Dataset
-
-LABELS = ("refund", "order")
-
-
-def sentence(number: int) -> tuple[str, str]:
-    """Seven random words around a key word, and the key word."""
-    draw = random.Random(number)
-    words = draw.sample(WORDS, 7)
-    label = LABELS[number % 2]
-    words.insert(draw.randint(0, 7), label)
-    return " ".join(words), label
 
 
 def route(**student: object) -> Route:

@@ -12,7 +12,7 @@ from router.answer_spec import AnswerSpec
 from router.policy import Price
 from serving.replay import ReplaySettings, Rows
 from serving.replay_app import create_replay_app
-from tests.training.conftest import sentence
+from tests.words import sentence
 from training.build import Row
 from training.label import Teacher
 from training.label_cache import Cache

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from router.records import Answer, Record
-from tests.training.conftest import route, rows, sentence
+from tests.training.conftest import route, rows
+from tests.words import sentence
 from training import build, split
 from training.dataset import Dataset, class_of
 from training.errors import DataError

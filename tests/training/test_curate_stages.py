@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from router.answer_spec import AnswerSpec
-from tests.training.conftest import sentence
+from tests.words import sentence
 from training.curate import balance, duplicates, gold, rules, suspects, users, votes
 from training.curate.config import Balance, Duplicates, Gold, PowerUsers, Rule, Suspects, Votes
 from training.dataset import Example, sha256_of

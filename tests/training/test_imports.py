@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import graduate
+from tests.words import WORDS
 from training import imports
 from training.build import Keys
 from training.errors import ConfigError, DataError
@@ -186,22 +187,8 @@ def test_build_previews_and_builds_from_exports(tmp_path: Path) -> None:
         "routes:\n  mail:\n    teacher: {backend: t}\n    student: {backend: t, adapter: mail, prompt: '{input}'}\n"
         "    answer: {kind: label, labels: [refund, order]}\ndefault: {teacher: {backend: t}}\n"
     )
-    words = [
-        "apple",
-        "river",
-        "quiet",
-        "stone",
-        "yellow",
-        "market",
-        "paper",
-        "window",
-        "garden",
-        "silver",
-        "bridge",
-        "candle",
-    ]
     entries = [
-        changed(LITELLM, id=f"c{n}", messages=f"{words[n]} {words[-n]} {n * 7919}")
+        changed(LITELLM, id=f"c{n}", messages=f"{WORDS[n]} {WORDS[-n]} {n * 7919}")
         for n in range(12)
     ]
     file = write(tmp_path / "log.jsonl", *entries, changed(LITELLM, status="failure"))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from serving import base_model
 from serving.base_model import BaseModel
-from tests.training.conftest import LABELS
+from tests.words import LABELS
 from training import label_engine, lora, preference, trl_rows, trl_settings, whole_model
 from training.cli import app
 from training.config import FitConfig
