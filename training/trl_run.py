@@ -67,7 +67,7 @@ class TrlRun:
         self.machine, self.state = words.here(config)
         template, limit = dataset.info.prompt, dataset.info.max_input_chars
         self.train = [encode(e, tokenizer, template, limit) for e in dataset.of("train")]
-        self.held = [encode(e, tokenizer, template, limit) for e in dataset.of("validation")]
+        self.validation = [encode(e, tokenizer, template, limit) for e in dataset.of("validation")]
         if config.target_mix:
             self._weigh(config.target_mix)
         self.second_task = explanations_of(config, dataset, tokenizer)
@@ -106,7 +106,7 @@ class TrlRun:
         names = [class_of(e.completion, answer) or "" for e in self.dataset.of("train")]
         held = [class_of(e.completion, answer) or "" for e in self.dataset.of("validation")]
         weights = dict(zip(names, priors.row_weights(names, target), strict=True))
-        for rows, classes in ((self.train, names), (self.held, held)):
+        for rows, classes in ((self.train, names), (self.validation, held)):
             rows[:] = [
                 replace(row, weight=row.weight * weights.get(name, 1.0))
                 for row, name in zip(rows, classes, strict=True)
@@ -232,7 +232,7 @@ class TrlRun:
 
     def _validate(self) -> Validation:
         """Held-out rows' loss; under DPO its loss on held-out pairs, beside the rows' exact answers."""
-        rows = whole_model.validate(self.adapted, self.held, self.config.batch_size * 2)
+        rows = whole_model.validate(self.adapted, self.validation, self.config.batch_size * 2)
         if self._judge is None:
             return rows
         with _quiet():
