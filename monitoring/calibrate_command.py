@@ -1,12 +1,14 @@
 """`graduate monitor calibrate`: thresholds with a promise, their curve as a table and a picture, and a policy patch."""
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from monitoring.commands import (
+    DatabaseOption,
     HomeOption,
     JsonOption,
     LogOption,
@@ -50,6 +52,7 @@ def calibrate(
     home: HomeOption = Path(".graduate"),
     policy: PolicyOption = None,
     log: LogOption = None,
+    database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find how much the student may answer alone, with a promise that holds at a finite number of pairs.
@@ -71,9 +74,12 @@ def calibrate(
         if spec is None or spec.student is None:
             raise ValueError(f"route {route!r} has no student to calibrate")
         from monitoring import calibrate_report, calibrate_run
+        from monitoring.verdicts import verdicts_of
 
         with progress(as_json) as tell:
-            records = scanned(place, seconds_of("--since", since), tell, route, log)
+            seconds = seconds_of("--since", since)
+            said = verdicts_of(database or place.database_url, route, spec, time.time() - seconds)
+            records = map(said.over, scanned(place, seconds, tell, route, log))
             outcome = calibrate_run.run(
                 records, loaded, route, limit=limit, confidence=sure, use=use, adapter=adapter,
                 tell=tell,

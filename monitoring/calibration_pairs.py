@@ -68,7 +68,12 @@ def gather(records: Iterable[Record], rules: LoadedPolicy, name: str, adapter: s
         newest = both[0].adapter or ""
         found = by_adapter.setdefault(newest, Found(newest))
         if record.comparison.agree is None and record.comparison.student_form_ok:
-            found.left_out["the teacher's answer has no form to compare"] += 1
+            why = (
+                "the monitor has not compared it"
+                if record.comparison.is_left
+                else "the teacher's answer has no form to compare"
+            )
+            found.left_out[why] += 1
             continue
         key = record.conversation or record.id
         if key in seen.setdefault(newest, set()):

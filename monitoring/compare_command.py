@@ -51,10 +51,13 @@ def compare(
         Path | None, typer.Option(help="Folder of the encoder; default HOME/models/minilm.")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Judge: backend of the policy; default the route's teacher.")
+        str | None,
+        typer.Option(
+            help="Judge: backend of the policy; default the route's answer.compare.judge, or its teacher."
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Judge: its model; default the teacher's.")
+        str | None, typer.Option(help="Judge: its model; default as for --backend.")
     ] = None,
     sample: Annotated[
         int, typer.Option(help="Pairs at most; a judge is asked twice for each.", min=1)
@@ -119,8 +122,10 @@ def _by_judge(
     import httpx
 
     from monitoring.judge import judged
+    from router.policy import judge_of
 
-    name, model = named[0] or route.teacher.backend, named[1] or route.teacher.model
+    first = judge_of(route)
+    name, model = named[0] or first[0], named[1] or first[1]
     if name not in policy.backends:
         raise ValueError(f"--backend {name!r}: allowed: {', '.join(policy.backends)}")
     if model is None:

@@ -5,7 +5,7 @@ as a disagreement. Beside the rate stands what the teacher does to itself when i
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,10 +54,17 @@ class _Kind(NamedTuple):
 
 
 class Tally:
-    """Pairs as they pass, counted by kind, a sample of them kept: memory does not grow with the traffic."""
+    """Pairs as they pass, counted by kind, a sample of them kept: memory does not grow with the traffic.
 
-    def __init__(self, spec: AnswerSpec) -> None:
+    Args:
+        noise: whether the teacher's two answers of a record agree, where the spec's comparator cannot say so at once.
+    """
+
+    def __init__(
+        self, spec: AnswerSpec, noise: Callable[[Record], bool | None] | None = None
+    ) -> None:
         self._spec = spec
+        self._noise_agrees = noise
         self._pairs: Counter[_Kind] = Counter()
         self._samples: dict[str | None, PairSample] = defaultdict(PairSample)
         self._classes: set[str] = set()
@@ -107,7 +114,10 @@ class Tally:
             return
         first = record.answer_of("teacher")
         if first is not None:
-            agree = compare(self._spec, again, first).agree
+            if self._noise_agrees is None:
+                agree = compare(self._spec, again, first).agree
+            else:
+                agree = self._noise_agrees(record)
             if agree is not None:
                 self._noise[0] += not agree
                 self._noise[1] += 1

@@ -5,6 +5,7 @@ MonitoringError
 ├── ReviewError      a verdict or an answer that the route does not allow
 │   ├── UnknownFlag  there is no such flag
 │   └── FlagTaken    somebody else has it, or it is decided already, or there is nothing to undo
+├── JudgeError       a judge that cannot be asked now
 ├── RolloutRefused   a person's order that a canary cannot carry out
 └── UnknownRoute     the policy has no such route
 """
@@ -28,6 +29,10 @@ class UnknownFlag(ReviewError):
 
 class FlagTaken(ReviewError):
     """The flag is not in the state that the step needs."""
+
+
+class JudgeError(MonitoringError):
+    """A judge that cannot be asked now."""
 
 
 class RolloutRefused(MonitoringError):

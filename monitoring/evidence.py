@@ -55,7 +55,7 @@ class Gathering:
         comparison = record.comparison
         # An answer of the wrong form differs from the teacher's too: a student of garbage must not pass for want of pairs.
         is_compared = comparison is not None and (
-            comparison.comparable or not comparison.student_form_ok
+            comparison.agree is not None or not comparison.student_form_ok
         )
         is_new = record.conversation is None or record.conversation not in self._seen
         for place in places:

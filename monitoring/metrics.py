@@ -49,6 +49,9 @@ class MonitorMetrics:
             "form_failure_share", "Student answers of the wrong form", *by_adapter
         )
         self.pairs = gauge("pairs", "Requests that both answered, in the window", *by_adapter)
+        self.pairs_left = gauge(
+            "pairs_left", "Pairs that wait for the monitor to compare them", "route"
+        )
         self.kappa = gauge("kappa", "Cohen's kappa over classes", *by_adapter)
         self.slices = gauge(
             "slice_disagreement_share", "The worst slices", *by_adapter, "slice", "value"
@@ -107,6 +110,8 @@ class MonitorMetrics:
         self._show_disagreement(route, report["disagreement"])
         self._show_drift(route, report["drift"])
         self._show_rollout(route, report["rollout"])
+        compared = report.get("compared")
+        self._set(self.pairs_left, route, {(): compared["left"]} if compared else {})
         self._set(self.flags_open, route, {(): report["flags_open"]})
         self._set(self.records, route, {(): report["records"]})
         self._set(self.window_end, route, {(): report["window_end"]})

@@ -24,7 +24,5 @@ class MonitorSettings:
     """Chance that a drift window without drift alarms."""
     logs: tuple[str, ...] = ()
     """Traffic logs: folders of segments, shipped logs' folders or URLs, read as one; none is the home's own."""
-    encoder: Path | None = None
-    """Folder of the encoder of comparator `embedding`; none is the home's `models/minilm`."""
     rollouts_configmap: str | None = None
     """In a cluster: the ConfigMap that is kept equal to the home's rollouts."""

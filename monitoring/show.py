@@ -25,6 +25,8 @@ def report(console: Console, body: dict[str, Any]) -> None:
     )
     if not body["disagreement"]:
         console.print("no request was answered by both yet")
+    if body.get("compared"):
+        _compared(console, body["compared"])
     for one in body["disagreement"]:
         table = Table("", "", show_header=False, title=f"{one['adapter']} against the teacher")
         table.add_row("disagreement", interval(one["rate"]))
@@ -48,6 +50,15 @@ def report(console: Console, body: dict[str, Any]) -> None:
             highlight=False,
         )
     console.print(f"flags: {body['flags_new']} new, {body['flags_open']} open")
+
+
+def _compared(console: Console, found: dict[str, Any]) -> None:
+    """Pairs that the router leaves to the monitor."""
+    why = f"; not now: {found['error']}" if found["error"] else ""
+    console.print(
+        f"compared here, by {found['comparator']}: {found['verdicts']} pairs, {found['left']} wait{why}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _drift(console: Console, found: dict[str, Any], reference: str) -> None:

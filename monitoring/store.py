@@ -174,17 +174,23 @@ class Store:
 
     def add_flags(self, rows: Sequence[dict[str, Any]]) -> int:
         """Insert flags that are not there yet, also when another tick adds them just now; how many were new."""
+        # In one order, or two ticks could wait for each other.
+        return self._add_new(FlagRow, sorted(rows, key=lambda row: str(row["id"])))
+
+    def add_verdicts(self, rows: Sequence[dict[str, Any]]) -> int:
+        """Insert verdicts on pairs that have none yet; how many were new."""
+        return self._add_new(VerdictRow, sorted(rows, key=lambda row: str(row["pair_id"])))
+
+    def _add_new(self, kind: type[Base], rows: Sequence[dict[str, Any]]) -> int:
         if not rows:
             return 0
         make = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         # The rows that come back are counted, because psycopg gives no row count here. The table and not the class: the
-        # mapper would cost most of the time of thousands of flags.
-        table = Base.metadata.tables[FlagRow.__tablename__]
-        statement = make(table).on_conflict_do_nothing().returning(table.c.id)
-        # In one order, or two ticks could wait for each other.
-        ordered = sorted(rows, key=lambda row: str(row["id"]))
+        # mapper would cost most of the time of thousands of rows.
+        table = Base.metadata.tables[kind.__tablename__]
+        statement = make(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
         with self.engine.begin() as connection:
-            return len(connection.execute(statement, ordered).all())
+            return len(connection.execute(statement, rows).all())
 
     def put_report(self, route: str, window_end: float, at: float, body: dict[str, Any]) -> None:
         """Store a tick's report; the same window again replaces it."""

@@ -20,6 +20,7 @@ from monitoring.review import ReviewQueue
 from monitoring.route_window import RouteWindow
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store
+from monitoring.verdicts import Compared, Verdicts, compare_left, known_verdicts
 from monitoring.windows import Inputs, Row, class_of, rows
 from router import policy_file
 from router.answer_spec import AnswerSpec
@@ -51,6 +52,8 @@ class RouteReport:
     flags_open: int
     rollout: dict[str, Any] | None
     costs_usd: dict[str, float]
+    compared: Compared | None = None
+    """Pairs that the router left to the monitor; None where it compares them itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,8 @@ class _Standing:
     reference: list[Row] | None
     """The adapter's training data; None without it."""
     window: RouteWindow
+    verdicts: Verdicts
+    compared: Compared | None
 
     @property
     def is_running(self) -> bool:
@@ -103,10 +108,9 @@ def run_tick(
     # A canary may be on its step for longer than the report looks back: its evidence begins with the step.
     since = min((s.window.since for s in standing.values()), default=now.timestamp())
     since = min([since, *(s.window.canary_since for s in standing.values() if s.is_running)])
-    for record in scan(
-        settings.logs or [settings.home.traffic], routes=list(standing), since=since
-    ):
-        standing[record.route].window.add(record)
+    for record in scan(_logs(settings), routes=list(standing), since=since):
+        found = standing[record.route]
+        found.window.add(found.verdicts.over(record))
     reports = []
     for name, found in standing.items():
         tell(name)
@@ -128,19 +132,45 @@ def _standing(
     reference = None if adapter is None else _reference(settings, route, adapter)
     known = {row.id for row in reference or ()}
     sampled = SAMPLED_RECORDS if reference is None else 0
+    begin = now.timestamp() - settings.since_seconds
+    canary_since = canary.evidence_since(state, now).timestamp()
+    said, compared = _compared(settings, store, name, loaded, min(begin, canary_since), now)
     window = RouteWindow(
         inputs=Inputs(settings.drift_rows, sampled, known),
-        pairs=disagreement.Tally(route.answer),
+        pairs=disagreement.Tally(route.answer, None if compared is None else said.noise),
         flags=flags.Candidates(route.flags, store.flagged(name)),
         canary=Gathering(adapter.id if adapter else None),
-        canary_since=canary.evidence_since(state, now).timestamp(),
-        since=now.timestamp() - settings.since_seconds,
+        canary_since=canary_since,
+        since=begin,
     )
     found = canary.Standing(
         name, route, state, adapter.id if adapter else None, adapter.version if adapter else None,
         loaded.digest,
     )  # fmt: skip
-    return _Standing(found, adapter, reference, window)
+    return _Standing(found, adapter, reference, window, said, compared)
+
+
+def _compared(
+    settings: MonitorSettings,
+    store: Store,
+    name: str,
+    loaded: LoadedPolicy,
+    since: float,
+    now: datetime.datetime,
+) -> tuple[Verdicts, Compared | None]:
+    """Verdicts on pairs that the router left to the monitor, some new ones among them; None where it leaves none."""
+    route = loaded.policy.routes[name]
+    if not route.answer.compare.is_deferred:
+        return Verdicts({}), None
+    records = scan(_logs(settings), routes=[name], since=since)
+    compared = compare_left(
+        settings, store, loaded.policy, name, records, since=since, now=now.timestamp()
+    )
+    return known_verdicts(store, name, route, since), compared
+
+
+def _logs(settings: MonitorSettings) -> list[Any]:
+    return list(settings.logs) or [settings.home.traffic]
 
 
 def _route(
@@ -187,6 +217,7 @@ def _route(
         flags_open=ReviewQueue(store).count(name),
         rollout=shown,
         costs_usd=window.costs_usd,
+        compared=standing.compared,
     )
 
 

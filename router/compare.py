@@ -13,12 +13,37 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Never
+
+import msgspec
 
 from router.answer_spec import AnswerSpec
 from router.records import Answer, Comparison, ToolCall
 
 _WORDS = re.compile(r"\w+", re.UNICODE)
+_quick = msgspec.json.Decoder()
+
+
+def json_value(text: str, *, allows_constants: bool = True) -> Any:
+    """The value of a JSON text.
+
+    msgspec reads it, at a tenth of the time; what it does not take is given to Python's reader, which has the last word
+    (lone surrogates, integers of any length). What both take has one value.
+
+    Args:
+        allows_constants: whether NaN and Infinity are values: Python's reader thinks so, JSON does not.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
+    """
+    try:
+        return _quick.decode(text)
+    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
+        return json.loads(text, parse_constant=None if allows_constants else _no_constant)
+
+
+def _no_constant(name: str) -> Never:
+    raise ValueError(f"{name} is not JSON")
 
 
 def unfenced(text: str) -> str:
@@ -38,7 +63,7 @@ def _label(spec: AnswerSpec, text: str) -> str | None:
 
 def _json(spec: AnswerSpec, text: str) -> Any | None:
     try:
-        value = json.loads(unfenced(text))
+        value = json_value(unfenced(text))
     except (ValueError, RecursionError):
         return None
     fields = spec.compare.fields
@@ -51,9 +76,11 @@ def _calls(calls: Sequence[ToolCall]) -> list[tuple[str, Any]] | None:
     found = []
     for call in calls:
         try:
-            found.append((call.name, json.loads(call.arguments or "{}")))
+            found.append((call.name, json_value(call.arguments or "{}")))
         except (ValueError, RecursionError):
             return None
+    if len(found) < 2:
+        return found
     return sorted(found, key=lambda item: (item[0], json.dumps(item[1], sort_keys=True)))
 
 
@@ -91,13 +118,14 @@ def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
     return len(b) - row.bit_count()
 
 
+_BY_KIND = {"label": "label", "json": "json", "tool_call": "tool_call", "text": "rouge_l"}
+
+
 def _name(spec: AnswerSpec) -> str:
     chosen = spec.compare.comparator
     if chosen != "auto" and not spec.compare.is_deferred:
         return chosen
-    return {"label": "label", "json": "json", "tool_call": "tool_call", "text": "rouge_l"}[
-        spec.kind
-    ]
+    return _BY_KIND[spec.kind]
 
 
 def _agree_json(spec: AnswerSpec, one: Any, other: Any) -> tuple[bool, float, dict[str, bool]]:

@@ -7,7 +7,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from router.answer_spec import AnswerSpec
-from router.compare import compare, parse, rouge_l, unfenced
+from router.compare import compare, compare_online, parse, rouge_l, unfenced
 from router.records import Answer, Comparison, ToolCall
 
 LABEL = {"kind": "label", "labels": ["Spam", "not spam", "1"]}
@@ -116,3 +116,17 @@ def test_unfenced(text: str, plain: str) -> None:
 
 def test_a_label_is_given_back_as_the_policy_writes_it() -> None:
     assert parse(spec(LABEL), "SPAM") == "Spam"
+
+
+@pytest.mark.parametrize("comparator", ["embedding", "judge"])
+def test_what_costs_too_much_for_a_request_is_left_to_the_monitor(comparator: str) -> None:
+    text = spec({"kind": "text", "compare": {"comparator": comparator}})
+    left = compare_online(text, said("by card"), said("in cash"))
+    assert left == Comparison(comparator)
+    assert left.is_left
+    no_text = compare_online(text, said(" "), said("in cash"))
+    assert not no_text.is_left
+    assert (no_text.comparable, no_text.student_form_ok) == (False, False)
+    assert compare(text, said("by card"), said("by card")) == Comparison("rouge_l", True, 1.0)
+    label = spec(LABEL)
+    assert compare_online(label, said("spam"), said("Spam")).agree is True
