@@ -5,14 +5,13 @@ asks an outside service and is called by `exchange`, which does the I/O.
 """
 
 import functools
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from router import redact
 from router.answer_spec import AnswerSpec, GuardRule
-from router.compare import parse, unfenced
+from router.compare import json_value, parse, unfenced
 from router.records import Answer
 
 
@@ -46,16 +45,12 @@ def _schema(spec: AnswerSpec, value: int | str | None, answer: Answer) -> str | 
         texts = [call.arguments for call in answer.tool_calls]
     for text in texts:
         try:
-            found = json.loads(text, parse_constant=_no_constant)
+            found = json_value(text, allows_constants=False)
         except (ValueError, RecursionError):
             return "not JSON"
         if spec.validator is not None and not spec.validator.is_valid(found):
             return next(spec.validator.iter_errors(found)).message
     return None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _label(spec: AnswerSpec, value: int | str | None, answer: Answer) -> str | None:
