@@ -6,6 +6,8 @@ from monitoring.panels import ADAPTER, ROUTE, Board, Panel, Query, Row, quantile
 
 REQUESTS = "graduate_router_requests_total"
 ANSWERS = "graduate_router_answers_total"
+M = "graduate_monitoring"
+SAVINGS = f"{M}_savings_usd"
 COST = "graduate_router_cost_usd_total"
 BY_STUDENT, TEACHER = 'served_by="student"', 'role="teacher"'
 
@@ -216,6 +218,48 @@ _COST = Row(
             "lines",
             "currencyUSD",
             (Query(_saved(_an_hour), "{{route}}"),),
+        ),
+        Panel(
+            "List price, spent and saved",
+            "By the monitor, over its window: the teacher's list price of all replies; what was paid, copies and the student's "
+            "node hours included; the difference. Empty where the policy names no price.",
+            "lines",
+            "currencyUSD",
+            tuple(
+                Query(
+                    f'max by (route) ({SAVINGS}{{{ROUTE},span="window",figure="{figure}"}})',
+                    f"{word} {{{{route}}}}",
+                )
+                for figure, word in (
+                    ("list_price", "list price"),
+                    ("spent", "spent"),
+                    ("saved", "saved"),
+                )
+            ),
+        ),
+        Panel(
+            "Spent and saved today",
+            "The same since midnight, UTC. Below zero, the student's node and the copies cost more than they save.",
+            "lines",
+            "currencyUSD",
+            tuple(
+                Query(
+                    f'max by (route) ({SAVINGS}{{{ROUTE},span="today",figure="{figure}"}})',
+                    f"{figure} {{{{route}}}}",
+                )
+                for figure in ("spent", "saved")
+            ),
+        ),
+        Panel(
+            "Break-even",
+            "Requests that the student answers a day, and from how many on its node pays. No break-even is shown where a copy "
+            "or an answer of the student costs more than the teacher's.",
+            "lines",
+            "short",
+            (
+                Query(f"{M}_student_requests_per_day{{{ROUTE}}}", "student {{route}}"),
+                Query(f"{M}_break_even_requests_per_day{{{ROUTE}}}", "break-even {{route}}"),
+            ),
         ),
         Panel(
             "Tokens a second",

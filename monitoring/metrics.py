@@ -21,6 +21,7 @@ ROLLOUT_STATES: tuple[str, ...] = get_args(RouteRollout.model_fields["state"].an
 TRIGGERS: tuple[str, ...] = get_args(Kind)
 BLOCKS = ("stale", "away", "approval", "confirm")
 """What alone may keep a canary from more traffic."""
+SPANS, FIGURES = ("window", "today"), ("list_price", "spent", "saved")
 GATE_STATES = {"breached": -1.0, "open": 0.0, "kept": 1.0}
 
 Labels = TypeVar("Labels", bound=tuple[str, ...])
@@ -88,6 +89,16 @@ class MonitorMetrics:
         self.records = gauge("window_records", "Records in the window", "route")
         self.served = gauge("window_served_records", "By who answered", "route", "served_by")
         self.costs = gauge("window_cost_usd", "US dollars in the window", "route", "role")
+        self.savings = gauge(
+            "savings_usd", "US dollars: the teacher's list price, what was spent, what was saved",
+            "route", "figure", "span",
+        )  # fmt: skip
+        self.break_even = gauge(
+            "break_even_requests_per_day", "From so many the student's node pays", "route"
+        )
+        self.by_student = gauge(
+            "student_requests_per_day", "Requests that the student answers", "route"
+        )
         self.window_end = gauge(
             "window_end_timestamp_seconds", "Time of the newest record in the window", "route"
         )
@@ -110,6 +121,7 @@ class MonitorMetrics:
         self._show_disagreement(route, report["disagreement"])
         self._show_drift(route, report["drift"])
         self._show_rollout(route, report["rollout"])
+        self._show_balance(route, report.get("balance"))
         compared = report.get("compared")
         self._set(self.pairs_left, route, {(): compared["left"]} if compared else {})
         self._set(self.flags_open, route, {(): report["flags_open"]})
@@ -117,6 +129,22 @@ class MonitorMetrics:
         self._set(self.window_end, route, {(): report["window_end"]})
         self._set(self.served, route, {(who,): n for who, n in report["served_by"].items()})
         self._set(self.costs, route, {(role,): usd for role, usd in report["costs_usd"].items()})
+
+    def _show_balance(self, route: str, balance: dict[str, Any] | None) -> None:
+        usd, per_day, pays_from = {}, {}, {}
+        if balance is not None:
+            usd = {
+                (figure, span): balance[span][f"{figure}_usd"]
+                for span in SPANS
+                for figure in FIGURES
+                if balance[span][f"{figure}_usd"] is not None
+            }
+            per_day = {(): balance["by_student_a_day"]}
+            known = balance["break_even_a_day"]
+            pays_from = {(): known} if known is not None else {}
+        self._set(self.savings, route, usd)
+        self._set(self.by_student, route, per_day)
+        self._set(self.break_even, route, pays_from)
 
     def show_triggers(self, due: Mapping[str, Collection[str]]) -> None:
         """Set which triggers are due, by route."""

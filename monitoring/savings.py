@@ -10,6 +10,7 @@ its hours from its first answer on, busy or not, shared out to routes by the sec
 """
 
 import datetime
+import functools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -108,9 +109,14 @@ def cost_of(answer: Answer, price: Price) -> float:
     return (usage.prompt_tokens * price.input + usage.completion_tokens * price.output) / 1e6
 
 
-def _day_of(at: float) -> str:
+def day_of(at: float) -> str:
     """The UTC day of an epoch time, such as 2026-11-24."""
-    return datetime.datetime.fromtimestamp(at, datetime.UTC).date().isoformat()
+    return _day_name(int(at // DAY))
+
+
+@functools.lru_cache(maxsize=1024)
+def _day_name(number: int) -> str:
+    return datetime.datetime.fromtimestamp(number * DAY, datetime.UTC).date().isoformat()
 
 
 def has_token_price(price: Price) -> bool:
@@ -134,7 +140,7 @@ class Ledger:
     def add(self, record: Record) -> None:
         """Count one record."""
         self._first_at = record.at if self._first_at is None else self._first_at
-        counts = self._days[record.route, _day_of(record.at)]
+        counts = self._days[record.route, day_of(record.at)]
         counts.requests += 1
         counts.by_student += record.served_by == "student"
         teacher_price = self._teacher_price(record.route)
@@ -242,10 +248,10 @@ class Ledger:
             begun = [self._first[backend] for backend in counts.busy]
             at = min(begun, default=now)
             while at <= now:
-                _ = self._days[route, _day_of(at)]
+                _ = self._days[route, day_of(at)]
                 at += DAY
             if begun:
-                _ = self._days[route, _day_of(now)]
+                _ = self._days[route, day_of(now)]
 
     def _node_costs(self, now: float) -> dict[tuple[str, str], float]:
         """What nodes that are paid by the hour cost, by route and day: by busy seconds of the day, or of all days."""

@@ -7,7 +7,7 @@ canary's move is decided from its own state and the records since.
 import datetime
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import msgspec
 import pyarrow.parquet as pq
 
 from monitoring import canary, disagreement, drift, flags, rollout
+from monitoring.balance import Balance, balances
 from monitoring.evidence import Gathering
 from monitoring.review import ReviewQueue
 from monitoring.route_window import RouteWindow
+from monitoring.savings import Ledger
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store
 from monitoring.verdicts import Compared, Verdicts, compare_left, known_verdicts
@@ -54,6 +56,8 @@ class RouteReport:
     costs_usd: dict[str, float]
     compared: Compared | None = None
     """Pairs that the router left to the monitor; None where it compares them itself."""
+    balance: Balance | None = None
+    """Money; None when one route alone was looked at, because routes share a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +112,18 @@ def run_tick(
     # A canary may be on its step for longer than the report looks back: its evidence begins with the step.
     since = min((s.window.since for s in standing.values()), default=now.timestamp())
     since = min([since, *(s.window.canary_since for s in standing.values() if s.is_running)])
+    ledger = Ledger(loaded.policy) if route is None else None
     for record in scan(_logs(settings), routes=list(standing), since=since):
         found = standing[record.route]
         found.window.add(found.verdicts.over(record))
+        if ledger is not None and record.at >= found.window.since:
+            ledger.add(record)
+    money = balances(ledger.close(now.timestamp()), now.timestamp()) if ledger else {}
     reports = []
     for name, found in standing.items():
         tell(name)
         report = _route(settings, store, found, now, html=html, move=move)
+        report = replace(report, balance=money.get(name))
         store.put_report(name, report.window_end, now.timestamp(), plain(report))
         reports.append(report)
     return reports

@@ -90,8 +90,8 @@ class Place:
         breaker = {"failures": 5, "window": "10s", "open_for": "3s"}
         backends = {
             "teacher": {"kind": "openai", "base_url": f"{upstream}/v1", "price": {"input": 2.5, "output": 10}},
-            "students": {"kind": "lorax", "base_url": upstream, "breaker": breaker, "retries": {"attempts": 1}},
-            "tiny": {"kind": "lorax", "base_url": self.at("student")},
+            "students": {"kind": "lorax", "base_url": upstream, "breaker": breaker, "retries": {"attempts": 1}, "price": {"per_hour": 0.1}},
+            "tiny": {"kind": "lorax", "base_url": self.at("student"), "price": {"per_hour": 0.05}},
         }  # fmt: skip
         policy = {
             "version": 1,

@@ -1,5 +1,6 @@
 """Spent and saved: tokens at list price, node hours shared by busy seconds, break-even, and prices that are missing."""
 
+import datetime
 import json
 import time
 from pathlib import Path
@@ -8,10 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from monitoring.cli import app
+from monitoring.metrics import MonitorMetrics
 from monitoring.savings import DAY, Ledger, Savings
+from monitoring.settings import MonitorSettings
+from monitoring.store import Store
+from monitoring.tick import plain, run_tick
 from router import policy_file
 from router.home import Home
 from router.policy import Policy
@@ -162,3 +168,54 @@ def test_the_command_prints_routes_and_days(tmp_path: Path) -> None:
     assert json.loads(CliRunner().invoke(app, named).stdout)["routes"][0]["by_student"] == 20
     missing = CliRunner().invoke(app, [*command, "--log", str(tmp_path / "nowhere")])
     assert (missing.exit_code, "--log" in missing.stderr) == (2, True)
+
+
+def test_a_tick_tells_what_was_spent_and_saved_and_gauges_hold_it(
+    settings: MonitorSettings, store: Store
+) -> None:
+    rules = priced(LIST, NODE)
+    settings.policy.write_text(policy_file.dump(rules))
+    records = [by_student(n, MIDNIGHT - 7200 + n) for n in range(10)]
+    records += [by_teacher(100, MIDNIGHT - 7100), by_student(200, MIDNIGHT + 60)]
+    log = TrafficLog(settings.home.traffic)
+    for one in records:
+        log.append(one)
+    log.close()
+    at = MIDNIGHT + 3600
+    now = datetime.datetime.fromtimestamp(at, datetime.UTC)
+    (report,) = run_tick(settings, store, now=now, html=False)
+    (expected,) = balance(rules, records, at).routes
+    assert report.balance is not None
+    assert report.balance.window.saved_usd == pytest.approx(expected.saved_usd)
+    assert report.balance.today.spent_usd == pytest.approx(0.5)  # an hour of the node
+    metrics = MonitorMetrics(CollectorRegistry())
+    metrics.show("mail", plain(report))
+
+    def shown(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(
+            f"graduate_monitoring_{name}", {"route": "mail", **labels}
+        )
+
+    today = shown("savings_usd", figure="saved", span="today")
+    assert today == pytest.approx(TEACHER_USD - 0.5)
+    whole = shown("savings_usd", figure="list_price", span="window")
+    assert whole == pytest.approx(12 * TEACHER_USD)
+    assert shown("break_even_requests_per_day") == pytest.approx(12 / TEACHER_USD)
+    per_day = shown("student_requests_per_day")
+    assert per_day == pytest.approx(expected.by_student_a_day)
+    metrics.show("mail", {**plain(report), "balance": None})
+    assert shown("savings_usd", figure="saved", span="today") is None
+
+
+def test_one_route_alone_and_missing_prices_have_no_balance(
+    settings: MonitorSettings, store: Store
+) -> None:
+    log = TrafficLog(settings.home.traffic)
+    log.append(by_student(1, MIDNIGHT))
+    log.close()
+    now = datetime.datetime.fromtimestamp(MIDNIGHT + 60, datetime.UTC)
+    (alone,) = run_tick(settings, store, now=now, html=False, route="mail")
+    assert alone.balance is None
+    (report,) = run_tick(settings, store, now=now, html=False)
+    assert report.balance is not None
+    assert report.balance.window.saved_usd is None
