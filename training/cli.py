@@ -18,6 +18,7 @@ def _mount() -> None:
         label_command,
         mistakes_command,
         pairs_command,
+        parity_command,
         publish_command,
         study_command,
     )
@@ -33,6 +34,7 @@ def _mount() -> None:
         experiment_command,
         study_command,
         publish_command,
+        parity_command,
     ):
         module.register(app)
 
