@@ -67,7 +67,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.state["peak_mib"] = max(self.state["peak_mib"], peak_mib())
         left = self.deadline - time.monotonic()
         is_enough = state.global_step * args.per_device_train_batch_size >= self.most
-        if is_enough or left < 3 * max(self.state["seconds"][-3:]):
+        if is_enough or left < 1.5 * max(self.state["seconds"][-3:]):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
