@@ -2,7 +2,8 @@
 
 Rows with one new token are attended together, prompts one by one. Knows no weights and no adapter.
 
-Shapes: n new tokens of all rows, h heads, g key/value heads, e head width, b rows with one new token, t cached tokens.
+Shapes: n new tokens of all rows, h heads, g key/value heads, e head width, b rows with one new token, r rows of the cache up to
+the last of them, t cached tokens.
 """
 
 from collections.abc import Sequence
@@ -38,14 +39,17 @@ class _Prompt:
 
 @dataclass(frozen=True, slots=True)
 class _Singles:
+    """Rows 0 to r - 1 of the cache are attended, so that it is read as a view: a prompt's row among them costs less than a copy
+    of the others."""
+
     flat: torch.Tensor | None
     """[b] their places in the flat batch, in the order of their cache rows; None when they are the whole batch in order."""
     rows: torch.Tensor | None
-    """[b] their rows in the cache; None when they are rows 0 to b - 1, so that the cache is read as a view."""
-    num: int
+    """[b] their rows in the cache; None when they are all of rows 0 to r - 1."""
+    num_rows: int
     longest: int
     bias: torch.Tensor
-    """[b, 1, 1, longest] minus infinity where a row has no token."""
+    """[r, 1, 1, longest] minus infinity where a row has no token."""
 
 
 class Attention:
@@ -103,15 +107,19 @@ def _mask(slot: Slot) -> torch.Tensor | None:
 
 
 def _together(singles: Sequence[Slot], num_tokens: int) -> _Singles:
-    cached = torch.tensor([s.cached for s in singles])
-    longest = max(s.cached for s in singles) + 1
     rows, flat = [s.row for s in singles], [s.start for s in singles]
-    bias = torch.zeros(len(rows), longest)
+    num_rows = rows[-1] + 1
+    cached = torch.zeros(
+        num_rows, dtype=torch.long
+    )  # a row of a prompt sees its first token: something
+    cached[rows] = torch.tensor([s.cached for s in singles])
+    longest = max(s.cached for s in singles) + 1
+    bias = torch.zeros(num_rows, longest)
     bias.masked_fill_(torch.arange(longest)[None] > cached[:, None], float("-inf"))
     return _Singles(
         flat=None if flat == list(range(num_tokens)) else torch.tensor(flat),
-        rows=None if rows == list(range(len(rows))) else torch.tensor(rows),
-        num=len(rows),
+        rows=None if len(rows) == num_rows else torch.tensor(rows),
+        num_rows=num_rows,
         longest=longest,
         bias=bias[:, None, None],
     )
@@ -138,10 +146,11 @@ def _attend_singles(singles: _Singles, q: torch.Tensor, layer: torch.Tensor) -> 
     """One query a row; the heads that share a key/value head are its queries. [b, h * e], in the order of the cache."""
     if singles.flat is not None:
         q = q.index_select(0, singles.flat)
-    seen = layer[: singles.num] if singles.rows is None else layer.index_select(0, singles.rows)
-    keys, values = seen[:, : singles.longest].permute(2, 0, 3, 1, 4)
-    b, g, _, e = keys.shape
+    if singles.rows is not None:
+        q = q.new_zeros(singles.num_rows, *q.shape[1:]).index_copy_(0, singles.rows, q)
+    keys, values = layer[: singles.num_rows, : singles.longest].permute(2, 0, 3, 1, 4)
+    r, g, _, e = keys.shape
     out = functional.scaled_dot_product_attention(
-        q.view(b, g, -1, e), keys, values, attn_mask=singles.bias
-    )
-    return out.reshape(b, -1)
+        q.view(r, g, -1, e), keys, values, attn_mask=singles.bias
+    ).reshape(r, -1)
+    return out if singles.rows is None else out.index_select(0, singles.rows)

@@ -1,7 +1,8 @@
 """Which waiting requests join the batch at the next step. Pure.
 
 Requests join between steps, oldest first. A step takes at most `max_prefill_tokens` of new prompts, so that rows that
-are being decoded do not wait long; one prompt always goes, however long. A request whose adapter is still loading is
+are being decoded do not wait long, and go along in steps that prompts fill: a step of single tokens costs nearly the same with
+a few rows or many. One prompt always goes, however long. A request whose adapter is still loading is
 passed over, and does not hold up those behind it.
 """
 
@@ -14,10 +15,10 @@ State = Literal["ready", "loading"]
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request in the queue: its number, prompt length, longest possible length, and whether its adapter is there."""
+    """A request in the queue: its number, prompt tokens to compute, longest possible length, and whether its adapter is there."""
 
     number: int
-    prompt_tokens: int
+    new_tokens: int
     total_tokens: int
     state: State
 
@@ -47,12 +48,12 @@ def next_batch(
             break
         if item.state == "loading":
             continue
-        if chosen and prefill + item.prompt_tokens > limits.max_prefill_tokens:
+        if chosen and prefill + item.new_tokens > limits.max_prefill_tokens:
             break
         is_alone = not chosen and running_rows == 0
         if running_tokens + item.total_tokens > limits.max_total_tokens and not is_alone:
             break
         chosen.append(item.number)
-        prefill += item.prompt_tokens
+        prefill += item.new_tokens
         running_tokens += item.total_tokens
     return chosen

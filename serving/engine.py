@@ -124,6 +124,12 @@ class Engine:
             detokenizer=Detokenizer(self.tokenizer, self._special),
         )
 
+    def new_tokens(self, job: Job, adapter_id: str | None) -> int:
+        """Prompt tokens that a job's first step would compute."""
+        if job.want_prompt_logprobs:
+            return len(job.prompt_ids)
+        return len(job.prompt_ids) - self._prefixes.num_saved(adapter_id, job.prompt_ids)
+
     def add(self, row: Row) -> None:
         """Let a row take part from the next step on; a stored prefix of its prompt is taken over."""
         number = len(self._rows)

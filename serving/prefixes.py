@@ -35,12 +35,15 @@ class Prefixes:
     def longest(self, adapter_id: str | None, prompt: Sequence[int]) -> Prefix | None:
         """The stored prefix that `prompt` begins with; at least one token of the prompt is left to compute."""
         found = self._stored.get(adapter_id)
-        if found is None or len(found.ids) >= len(prompt):
-            return None
-        if tuple(prompt[: len(found.ids)]) != found.ids:
+        if found is None or not _is_beginning(found.ids, prompt):
             return None
         self._stored.move_to_end(adapter_id)
         return found
+
+    def num_saved(self, adapter_id: str | None, prompt: Sequence[int]) -> int:
+        """Tokens of a prompt that need not be computed."""
+        found = self._stored.get(adapter_id)
+        return len(found.ids) if found is not None and _is_beginning(found.ids, prompt) else 0
 
     def saw(
         self, adapter_id: str | None, prompt: tuple[int, ...], row: int, cache: KeyValueCache
@@ -72,6 +75,10 @@ class Prefixes:
 
     def _bytes(self) -> int:
         return sum(p.states.numel() * p.states.element_size() for p in self._stored.values())
+
+
+def _is_beginning(ids: tuple[int, ...], prompt: Sequence[int]) -> bool:
+    return len(ids) < len(prompt) and tuple(prompt[: len(ids)]) == ids
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

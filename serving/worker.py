@@ -45,8 +45,8 @@ class WorkerSettings:
     """Requests that may wait; above it they are refused."""
     max_total_tokens: int | None = None
     """Prompt and answer together; None takes what the model was made for."""
-    max_prefill_tokens: int = 1024
-    """Prompt tokens that join in one step."""
+    max_prefill_tokens: int = 128
+    """Prompt tokens that join in one step; beyond some hundred, a token costs the same in a step of more."""
     max_batch_total_tokens: int = 65_536
     """Cached tokens of all rows."""
     adapter_memory_bytes: int = 512 << 20
@@ -316,7 +316,7 @@ class Worker:
         items = [
             Waiting(
                 number,
-                len(r.job.prompt_ids),
+                self._engine.new_tokens(r.job, r.ref.id if r.ref is not None else None),
                 len(r.job.prompt_ids) + r.job.sampling.max_new_tokens,
                 "ready"
                 if (r.ref is None or r.ref in self._adapters.weights) and number not in draining

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 from benchmarks.engine.work import Kind, body
 
-
 RAMP_SECONDS = 2.0
 
 
