@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -20,7 +21,11 @@ BODY = {"model": "bench-model", "messages": [{"role": "user", "content": "hi"}]}
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One kind of load. `length` is its share of the run's seconds; delay and gap are the upstream's."""
+    """One kind of load. `length` is its share of the run's seconds; delay and gap are the upstream's.
+
+    A sliced phase is so many loads of a second each; its latencies are the medians of theirs, so that a moment in which
+    the machine did something else does not decide its p99. `trace` gives every request another trace id and request id.
+    """
 
     name: str
     what: str
@@ -30,11 +35,15 @@ class Phase:
     gap_ms: int = 0
     stream: bool = False
     first_event: bool = False
+    sliced: bool = False
+    trace: bool = False
 
 
 PHASES = (
     Phase("c32", "32 connections", 32, 1.0),
-    Phase("c4", "4 connections", 4, 0.6),
+    Phase("c32t", "32 connections, every request with a trace id of its own", 32, 0.6, trace=True),
+    Phase("c4", "4 connections", 4, 2.0, sliced=True),
+    Phase("c4d2", "4 connections, upstream takes 2 ms", 4, 2.0, delay_ms=2, sliced=True),
     Phase("sse32", "event streams over 32 connections", 32, 0.4, stream=True),
     Phase("first4", "first event of 4 streams, 5 ms apart", 4, 0.4, gap_ms=5, first_event=True),
     Phase("c32d20", "32 connections, upstream takes 20 ms", 32, 0.5, delay_ms=20),
@@ -63,7 +72,7 @@ class Target:
         """
         length = max(2, round(seconds * phase.length))
         before = self._counters(delay_ms=phase.delay_ms, gap_ms=phase.gap_ms)
-        found = self._first_event(length) if phase.first_event else self._wrk(phase, length)
+        found = self._first_event(length) if phase.first_event else self._load(phase, length)
         time.sleep(0.3)  # what is under way ends; a shadow's call belongs to its request
         after = self._counters(delay_ms=0, gap_ms=0)
         spent = {key: after[key] - before[key] for key in after}
@@ -94,12 +103,24 @@ class Target:
             "clock": time.monotonic(),
         }
 
+    def _load(self, phase: Phase, seconds: int) -> Figures:
+        if not phase.sliced:
+            return self._wrk(phase, seconds)
+        slices = [self._wrk(phase, 1) for _ in range(seconds)]
+        summed = ("requests", "errors")
+        return {
+            key: sum(values) if key in summed else statistics.median(values)
+            for key in slices[0]
+            if (values := [figures[key] for figures in slices])
+        }
+
     def _wrk(self, phase: Phase, seconds: int) -> Figures:
         command = [
             "wrk", "-t1", f"-c{phase.connections}", f"-d{seconds}s", "--timeout", "30s",
             "-s", str(HERE / "post.lua"), f"http://127.0.0.1:{self.port}/v1/chat/completions",
         ]  # fmt: skip
-        printed = self._output(command, {"STREAM": "1" if phase.stream else "0"}, seconds + 60)
+        env = {"STREAM": str(int(phase.stream)), "TRACE": str(int(phase.trace))}
+        printed = self._output(command, env, seconds + 60)
         result = re.search(r"^RESULT (.*)$", printed, re.MULTILINE)
         if result is None:
             raise RuntimeError(f"wrk gave no result: {printed[-500:]}")
