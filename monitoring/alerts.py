@@ -181,11 +181,11 @@ _M = "graduate_monitoring"
 MONITOR_ALERTS = (
     Alert(
         "GraduateDrift",
-        f"min by ({BY}) (min_over_time({_M}_drift[30m])) == 1",
-        "30m",
+        f"max by ({BY}) ({_M}_drift_lasts) == 1",
+        "5m",
         "ticket",
         "Inputs of route {{ $labels.route }} have drifted",
-        "At least one column of the inputs has differed from the reference in every tick of an hour.",
+        "Windows that share no row show together that the inputs differ from the reference; without drift that happens less than once in 1,000 windows.",
         "open the drift dashboard and evidently's report at the monitor's console; label flagged rows, then graduate train build",
     ),
     Alert(

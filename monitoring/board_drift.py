@@ -57,7 +57,7 @@ _NOW = Row(
         Panel(
             "Chance of a false alarm",
             "That a window without drift alarms, over all columns together. Many windows a week mean some false alarms: "
-            "the alert waits for one that stays.",
+            "the alert waits for the evidence of several.",
             "number",
             "percentunit",
             (Query(ALARM_RATE, "{{route}}"),),
@@ -79,6 +79,20 @@ _COLUMNS = Row(
             width=24,
             height=5,
             names=NAMES,
+        ),
+        Panel(
+            "Evidence over time",
+            "Of windows that share no row, at most one a quarter of an hour, added up. Above the line drift is no chance: without it so many "
+            "windows pass on average before the line is reached.",
+            "lines",
+            "short",
+            (
+                Query(f"{M}_drift_evidence{{{ROUTE}}}", "evidence {{route}}"),
+                Query(f"{M}_drift_evidence_wanted{{{ROUTE}}}", "wanted {{route}}"),
+            ),
+            width=24,
+            height=7,
+            is_log=True,
         ),
         Panel(
             "Adjusted p-values",

@@ -61,6 +61,17 @@ class MonitorMetrics:
             "field_disagreement_share", "Disagreement of one JSON field", *by_adapter, "field"
         )
         self.drifted = gauge("drift", "1 when an input column alarms", "route")
+        self.drift_lasts = gauge("drift_lasts", "1 when windows together show drift", "route")
+        self.drift_evidence = gauge(
+            "drift_evidence",
+            "Of all windows against no drift, at most ten times the wanted",
+            "route",
+        )
+        self.drift_wanted = gauge(
+            "drift_evidence_wanted",
+            "Windows between false alarms on average, at the least",
+            "route",
+        )
         self.drift_enough = gauge("drift_enough", "1 when there are rows enough to say", "route")
         self.drift_rows = gauge("drift_rows", "Rows of a window", "route", "window")
         self.drift_alarm_rate = gauge(
@@ -122,6 +133,10 @@ class MonitorMetrics:
         self._show_drift(route, report["drift"])
         self._show_rollout(route, report["rollout"])
         self._show_balance(route, report.get("balance"))
+        lasting = report.get("lasting")
+        self._set(self.drift_lasts, route, {(): lasting["is_drift"]} if lasting else {})
+        self._set(self.drift_evidence, route, {(): lasting["evidence"]} if lasting else {})
+        self._set(self.drift_wanted, route, {(): lasting["wanted"]} if lasting else {})
         compared = report.get("compared")
         self._set(self.pairs_left, route, {(): compared["left"]} if compared else {})
         self._set(self.flags_open, route, {(): report["flags_open"]})

@@ -42,6 +42,13 @@ def report(console: Console, body: dict[str, Any]) -> None:
             table.add_row(f"worst: {part['name']} = {part['value']}", shown)
         console.print(table)
     _drift(console, body["drift"], body["reference"])
+    lasting = body.get("lasting")
+    if lasting and lasting["windows"]:
+        word = "[bold red]shown[/]" if lasting["is_drift"] else "not shown"
+        console.print(
+            f"drift over time: {word}: evidence {lasting['evidence']:.3g} of {lasting['wanted']:g} wanted, {lasting['windows']} windows",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if body["rollout"]:
         state = body["rollout"]["state"]
         console.print(

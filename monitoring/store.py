@@ -162,6 +162,19 @@ class VerdictRow(Base):
     at: Mapped[float] = mapped_column(Float, index=True)
 
 
+class DriftWindowRow(Base):
+    """A window of inputs that counted for drift over time, and the evidence after it."""
+
+    __tablename__ = "drift_windows"
+    route: Mapped[str] = mapped_column(String(200), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(200), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    end_at: Mapped[float] = mapped_column(Float)
+    num_rows: Mapped[int] = mapped_column(Integer)
+    p_value: Mapped[float] = mapped_column(Float)
+    evidence: Mapped[float] = mapped_column(Float)
+
+
 class Store:
     """An open database. Sessions are short; every method is one transaction."""
 
@@ -180,6 +193,10 @@ class Store:
     def add_verdicts(self, rows: Sequence[dict[str, Any]]) -> int:
         """Insert verdicts on pairs that have none yet; how many were new."""
         return self._add_new(VerdictRow, sorted(rows, key=lambda row: str(row["pair_id"])))
+
+    def add_drift_window(self, row: dict[str, Any]) -> int:
+        """Insert a window that counts, unless another tick has counted it just now."""
+        return self._add_new(DriftWindowRow, [row])
 
     def _add_new(self, kind: type[Base], rows: Sequence[dict[str, Any]]) -> int:
         if not rows:

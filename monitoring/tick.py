@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from monitoring import canary, disagreement, drift, flags, rollout
 from monitoring.balance import Balance, balances
 from monitoring.evidence import Gathering
+from monitoring.lasting import Lasting, count_window
 from monitoring.review import ReviewQueue
 from monitoring.route_window import RouteWindow
 from monitoring.savings import Ledger
@@ -58,6 +59,8 @@ class RouteReport:
     """Pairs that the router left to the monitor; None where it compares them itself."""
     balance: Balance | None = None
     """Money; None when one route alone was looked at, because routes share a node."""
+    lasting: Lasting | None = None
+    """Drift over time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +230,7 @@ def _route(
         rollout=shown,
         costs_usd=window.costs_usd,
         compared=standing.compared,
+        lasting=count_window(store, name, origin, current, drifted),
     )
 
 

@@ -84,7 +84,6 @@ def evidence(
     rollout = loaded.rollouts.routes.get(name)
     ref = _adapter(settings, route, rollout.version if rollout else None)
     report = store.latest_report(name) or {}
-    drift = report.get("drift") or {}
     rates = report.get("disagreement") or []
     # Without a registry to say which version is meant, the one with most pairs is.
     mine = next((d for d in rates if ref is None or d["adapter"] == ref.id), None)
@@ -96,9 +95,7 @@ def evidence(
     return RouteEvidence(
         route=name,
         adapter=ref.id if ref else (mine["adapter"] if mine else None),
-        drifted={c["name"]: c["adjusted"] for c in drift.get("columns", ()) if c["drifted"]}
-        if drift.get("drifted")
-        else {},
+        drifted=_drifted(report),
         disagreement=rate["share"] if rate else None,
         disagreement_low=rate["low"] if rate else None,
         pairs=rate["rows"] if rate else 0,
@@ -107,6 +104,14 @@ def evidence(
         teacher=model,
         shutdown=shutdowns.get((route.teacher.backend, model)) if model else None,
     )
+
+
+def _drifted(report: Mapping[str, Any]) -> dict[str, float]:
+    """Columns that alarm now, where drift has lasted: one window alone alarms falsely in one of fifty."""
+    drift, lasting = report.get("drift") or {}, report.get("lasting")
+    if not drift.get("drifted") or (lasting is not None and not lasting["is_drift"]):
+        return {}
+    return {c["name"]: c["adjusted"] for c in drift["columns"] if c["drifted"]}
 
 
 def teacher_model(route: Route) -> str | None:
