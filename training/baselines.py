@@ -9,7 +9,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,12 +20,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
+from sklearn.preprocessing import StandardScaler
 
 from router.prompt import last_user_text
 from training.dataset import Example
 from training.encode import canonical
 from training.errors import DataError
 from training.predict import Prediction, Progress
+from training.token_vectors import Embed
 
 
 class Classifier(Protocol):
@@ -33,6 +35,11 @@ class Classifier(Protocol):
 
     def probabilities(self, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
         """Class names, and [texts, classes] probabilities."""
+
+
+Fit = Callable[[Sequence[str], Sequence[str]], Classifier]
+"""Texts and their labels → the classifier."""
+EMBEDDED = "token embeddings + logistic regression"
 
 
 def text_of(example: Example) -> str:
@@ -126,11 +133,11 @@ class Fitted:
     pipeline: Any
     only: str | None = None
 
-    def probabilities(self, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-        """As scikit-learn gives them."""
+    def probabilities(self, texts: Sequence[str] | np.ndarray) -> tuple[list[str], np.ndarray]:
+        """As scikit-learn gives them; of texts, or of what its pipeline was fitted on."""
         if self.only is not None:
             return [self.only], np.ones((len(texts), 1))
-        return list(self.pipeline.classes_), self.pipeline.predict_proba(list(texts))
+        return list(self.pipeline.classes_), self.pipeline.predict_proba(texts)
 
 
 def _features() -> Any:
@@ -142,24 +149,50 @@ def _features() -> Any:
 
 def fit_tfidf(texts: Sequence[str], labels: Sequence[str], seed: int = 0) -> Fitted:
     """TF-IDF of words and characters with logistic regression; C from 1, 4, 16 by cross-validated accuracy."""
+    return _linear(_features(), list(texts), labels, seed)
+
+
+def _linear(features: Any, inputs: Any, labels: Sequence[str], seed: int) -> Fitted:
+    """Logistic regression over `features` of the inputs, its C by cross-validated accuracy."""
     counts = Counter(labels)
     if len(counts) == 1:
         return Fitted(None, labels[0])
     pipeline: Pipeline = make_pipeline(
-        _features(), LogisticRegression(max_iter=400, class_weight="balanced", random_state=seed)
+        features, LogisticRegression(max_iter=400, class_weight="balanced", random_state=seed)
     )
     folds = min(5, *counts.values())
     with warnings.catch_warnings():
         # A fold that stops at max_iter is still a baseline; its score says how good it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
         if folds < 2:
-            return Fitted(pipeline.fit(list(texts), list(labels)))
+            return Fitted(pipeline.fit(inputs, list(labels)))
         search = GridSearchCV(
             pipeline,
             {"logisticregression__C": [1.0, 4.0, 16.0]},
             cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
         )
-        return Fitted(search.fit(list(texts), list(labels)).best_estimator_)
+        return Fitted(search.fit(inputs, list(labels)).best_estimator_)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A classifier over vectors of the texts."""
+
+    embed: Embed
+    fitted: Fitted
+
+    def probabilities(self, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+        """As scikit-learn gives them."""
+        return self.fitted.probabilities(self.embed(texts))
+
+
+def fit_embedded(embed: Embed) -> Fit:
+    """How logistic regression over these vectors is fitted; C as for TF-IDF."""
+
+    def fit(texts: Sequence[str], labels: Sequence[str]) -> Embedded:
+        return Embedded(embed, _linear(StandardScaler(), embed(texts), labels, seed=0))
+
+    return fit
 
 
 def fit_knn(texts: Sequence[str], labels: Sequence[str], neighbours: int = 11) -> Fitted:
@@ -172,7 +205,7 @@ def fit_knn(texts: Sequence[str], labels: Sequence[str], neighbours: int = 11) -
     return Fitted(make_pipeline(_features(), model).fit(list(texts), list(labels)))
 
 
-FITS: dict[str, Any] = {
+FITS: dict[str, Fit] = {
     "majority": Majority.fit,
     "keyword": Keyword.fit,
     "kNN": fit_knn,
@@ -190,8 +223,13 @@ class Baseline:
     classifiers: dict[str | None, Classifier] = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, name: str, examples: Sequence[Example], answer: dict[str, Any]) -> "Baseline":
+    def fit(
+        cls, name: str, examples: Sequence[Example], answer: dict[str, Any], how: Fit | None = None
+    ) -> "Baseline":
         """Fit on the examples' completions.
+
+        Args:
+            how: the fit of a baseline that is not in `FITS`.
 
         Raises:
             DataError: no examples, or an answer kind that has no classes.
@@ -205,7 +243,9 @@ class Baseline:
         texts = [text_of(e) for e in examples]
         fitted: dict[str | None, Classifier] = {}
         for key in fields_of(answer) or (None,):
-            fitted[key] = FITS[name](texts, [value_of(e.completion, key) for e in examples])
+            fitted[key] = (how or FITS[name])(
+                texts, [value_of(e.completion, key) for e in examples]
+            )
         return cls(name, answer, fitted)
 
     def predict(

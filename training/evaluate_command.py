@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from training.dataset import Dataset
     from training.evaluate import Evaluation
+    from training.predict import Predictor, Progress
 
 SLACK_TOKENS = 8
 """An answer may be so much longer than the longest one known."""
@@ -37,6 +41,10 @@ def evaluate(
     zero_shot: Annotated[
         bool, typer.Option(help="Also score the base model without an adapter.")
     ] = True,
+    few_shot: Annotated[
+        int,
+        typer.Option(help="Also score it with so many answered rows before the question.", min=0),
+    ] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Score a run on its frozen test sets beside majority, TF-IDF, the base model and the teacher.
@@ -58,25 +66,17 @@ def evaluate(
         dataset = Dataset.load(Path(origin["dataset"]))
         price = teacher_price(place, policy, dataset.info.task)
         base = open_base_model(origin["model"], place)
+        longest = longest_answer(dataset.examples, base.tokenizer) + SLACK_TOKENS
+        asked = len(dataset.of("test")) * (1 + zero_shot + (few_shot > 0))
         with progress_bar(quiet=as_json) as tell:
-            total = (len(dataset.of("validation")) + len(dataset.of("test"))) + (
-                len(dataset.of("test")) if zero_shot else 0
-            )
-            done = 0
-
-            def count(more: int) -> None:
-                nonlocal done
-                done += more
-                tell("answers", min(done, total), total, None)
-
-            longest = longest_answer(dataset.examples, base.tokenizer) + SLACK_TOKENS
-            settings = (base.tokenizer, dataset.info.prompt, dataset.info.max_input_chars, longest)
-            others: list[Any] = []
-            if zero_shot:
-                plain = ModelPredictor("base model, zero-shot", base.model, *settings)
-                others.append(core.Fixed.of(plain, core.test_rows(dataset), count))
+            count = _counter(tell, asked + len(dataset.of("validation")))
+            shown = [0] * zero_shot + [few_shot] * (few_shot > 0)
+            others = _untrained(base, dataset, shown, longest, count)
             adapted = lora.load_adapter(base.model, folder / "adapter")
-            student = ModelPredictor(core.STUDENT, adapted, *settings)
+            info = dataset.info
+            student = ModelPredictor(
+                core.STUDENT, adapted, base.tokenizer, info.prompt, info.max_input_chars, longest
+            )
             report = core.evaluate(
                 dataset, student, others, margin=margin, price=price, progress=count,
                 target_mix=target_mix(folder), hand_over=hand_over,
@@ -86,6 +86,49 @@ def evaluate(
         typer.echo((folder / "evaluation" / "evaluation.json").read_text())
         return
     show(report, {name: str(path) for name, path in files.items()})
+
+
+def _counter(tell: "Callable[[str, int, int, float | None], None]", total: int) -> "Progress":
+    """What turns "so many more" into a bar."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        tell("answers", min(done, total), total, None)
+
+    return count
+
+
+def _untrained(
+    base: Any, dataset: "Dataset", shown: "Sequence[int]", longest: int, count: "Progress"
+) -> "list[Predictor]":
+    """What the base model gives without an adapter: its embeddings under a linear classifier, and its own answers.
+
+    Args:
+        shown: how many answered rows stand before the question, one entry an answerer; 0 is zero-shot.
+    """
+    from training import evaluate as core
+    from training import few_shot, token_vectors
+    from training.baselines import EMBEDDED, Baseline, fit_embedded, text_of
+    from training.predict import ModelPredictor
+
+    info, found = dataset.info, list[Any]()
+    if info.answer.get("kind") in ("label", "json"):
+        learned = [*dataset.of("train"), *dataset.of("validation")]
+        table = base.model.get_input_embeddings().weight
+        embed = token_vectors.embedder(table, base.tokenizer, [text_of(e) for e in learned])
+        found.append(Baseline.fit(EMBEDDED, learned, info.answer, fit_embedded(embed)))
+    for number in shown:
+        name = f"base model, {number}-shot" if number else "base model, zero-shot"
+        prompt = few_shot.template(
+            info.prompt, info.max_input_chars, list(dataset.of("train")), number
+        )
+        plain = ModelPredictor(
+            name, base.model, base.tokenizer, prompt, info.max_input_chars, longest
+        )
+        found.append(core.Fixed.of(plain, core.test_rows(dataset), count))
+    return found
 
 
 def open_origin(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from examples.tasks import tickets
 from tests.tiny import tiny_model
+from training.baselines import EMBEDDED
 from training.cli import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
@@ -94,7 +95,8 @@ def test_build_fit_evaluate_publish_take_less_than_a_minute(engine: str, tmp_pat
     )
     assert done.exit_code == 0, done.output
     names = {line["name"] for line in json.loads(done.stdout)["tests"][0]["lines"]}
-    assert {"student", "teacher", "majority"} <= names
+    untrained = {EMBEDDED, "base model, zero-shot", "base model, 3-shot"}
+    assert {"student", "teacher", "majority", *untrained} <= names
     published = run("publish", "--run", str(folder), "--force", "a tiny model")
     assert published["adapter"] == "tickets/1"
     lineage = json.loads(next((home / "adapters").rglob("lineage.json")).read_text())
