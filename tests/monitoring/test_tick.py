@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from monitoring.app import create_app
 from monitoring.cli import app as commands
 from monitoring.review import ReviewQueue
+from monitoring.rollout_events import body
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store, open_store
 from monitoring.tick import run_tick
@@ -172,6 +173,10 @@ class DyingStore(Store):
         """A report."""
         self._dying(super().put_report, *values)
 
+    def add_drift_window(self, row: dict[str, Any]) -> int:
+        """A window of drift over time."""
+        return int(self._dying(super().add_drift_window, row))
+
     def add_rollout_event(self, **values: Any) -> None:
         """A move."""
         self._dying(super().add_rollout_event, **values)
@@ -189,18 +194,15 @@ class DyingStore(Store):
 
 
 def stored(settings: MonitorSettings, store: Store) -> dict[str, Any]:
-    """All that ticks have written. How many flags were new, and what the canary did, is of one tick, and a tick that died
-    said it to nobody: the table of moves has it."""
+    """All that ticks have written, but for how many flags were new: that is of one tick, and one that died said it to nobody."""
     report = store.latest_report("mail") or {}
-    moves = [(e.action, e.share, e.adapter) for e in store.rollout_events("mail")]
-    flagged = [
-        (f.id, f.kind, f.score, f.status) for f in ReviewQueue(store).list("mail", None, 999)
-    ]
     overlay = settings.home.rollouts.read_text() if settings.home.rollouts.exists() else ""
     return {
-        "report": {**report, "flags_new": None, "rollout": None},
-        "moves": moves,
-        "flags": flagged,
+        "report": {**report, "flags_new": None},
+        "moves": [body(row) for row in store.rollout_events("mail")],
+        "flags": [
+            (f.id, f.kind, f.score, f.status) for f in ReviewQueue(store).list("mail", None, 999)
+        ],
         "overlay": overlay,
     }
 
@@ -215,7 +217,7 @@ def test_a_tick_that_dies_anywhere_and_runs_again_ends_the_same(
     settings.policy.write_text(policy("canary", canary=rule))
     log(settings, [record(2000 + n, A, B if n % 60 == 0 else A, mode="canary") for n in range(300)])
 
-    def ended(name: str, calls: float) -> tuple[dict[str, Any], bool]:
+    def ended(name: str, calls: float) -> tuple[dict[str, Any], bool, bool]:
         here = dataclasses.replace(settings, home=Home(tmp_path / name))
         here.home.root.mkdir()
         shutil.copytree(settings.home.traffic, here.home.traffic)
@@ -223,26 +225,34 @@ def test_a_tick_that_dies_anywhere_and_runs_again_ends_the_same(
         opened = open_store(here.home.database_url)
         tick(here, opened)  # the canary begins
         dying = DyingStore(opened.engine, calls, after)
-        died = False
+        died = has_moved = False
         try:
             tick(here, dying, 2000)
         except Killed:
-            died = True
+            died, has_moved = True, "share: 1.0" in here.home.rollouts.read_text()
             dying.calls = math.inf
             tick(here, dying, 2000)
         found = stored(here, opened)
         opened.close()
-        return found, died
+        return found, died, has_moved
 
-    whole, _ = ended("whole", math.inf)
-    assert [move[0] for move in whole["moves"]] == ["begin", "advance"]
+    whole, *_ = ended("whole", math.inf)
+    assert [move["action"] for move in whole["moves"]] == ["begin", "advance"]
     assert len(whole["flags"]) == 5
+    moved = 0
     for calls in range(50):
-        found, died = ended(f"dies-{calls}", calls)
+        found, died, has_moved = ended(f"dies-{calls}", calls)
+        if has_moved:
+            # The move was made: the table has its evidence (compared below), and the tick that comes next looks at the new step.
+            said = found["report"]["rollout"]
+            assert (said["action"], said["state"]) == ("hold", whole["report"]["rollout"]["state"])
+            found["report"]["rollout"] = whole["report"]["rollout"]
+            moved += 1
         assert found == whole, f"died at call {calls}"
         if not died:
             break
     assert calls >= 3
+    assert moved >= 1
 
 
 def ask(

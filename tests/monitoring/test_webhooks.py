@@ -13,12 +13,12 @@ import httpx
 import pytest
 from sqlalchemy.orm import Session
 
-from monitoring import notices, webhooks
-from monitoring.rollout_events import body
+from monitoring import notices, overlay, rollout_events, webhooks
+from monitoring.rollout_events import Event, body
 from monitoring.settings import MonitorSettings
 from monitoring.store import NoticeRow, Store
 from router import policy_file
-from router.policy import Notify
+from router.policy import Notify, Rollouts
 from tests.monitoring.conftest import NOW
 from tests.monitoring.hooks import Receiver, receiver
 from tests.monitoring.test_canary import Desk, write_policy
@@ -165,6 +165,23 @@ def test_who_dies_after_the_answer_tells_it_again_under_the_same_id(
     assert deliver(desk, 3) == (0, 0)
     ids = [headers["x-graduate-id"] for _, headers, _ in hook.got]
     assert ids == [desk.moves[0].key] * 2
+
+
+def test_a_move_whose_maker_died_before_it_was_settled_is_told_all_the_same(
+    desk: Desk, hook: Receiver
+) -> None:
+    """Move and notices are settled in one transaction, by whoever comes next."""
+    write_policy(desk.settings, notify=[{"url": hook.url}])
+    desk.look(0)
+    further = desk.state.model_copy(update={"share": 0.5, "step": 1, "since": "t1"})
+    event = Event("mail", NOW, "advance", further, "died after the overlay")
+    rollout_events.propose(desk.store, event)
+    overlay.write_rollouts(desk.path, Rollouts(version=1, routes={"mail": further}))
+    assert deliver(desk, 1) == (1, 0)  # the beginning; of the rest nobody knows yet
+    desk.look(60)
+    assert deliver(desk, 61) == (1, 0)
+    assert [(b["action"], b["key"]) for b in hook.bodies][-1] == ("advance", event.key)
+    assert deliver(desk, 62) == (0, 0)
 
 
 def test_who_left_the_policy_is_told_no_more(desk: Desk, hook: Receiver) -> None:
