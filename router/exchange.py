@@ -210,8 +210,9 @@ class Exchange:
     async def _guarded(self, answer: Answer) -> Answer:
         if not answer.ok:
             return answer
-        verdict = guard.check(self._route.answer, self._route.guard.rules, answer)
-        if verdict.ok:
+        rules = self._route.guard.rules
+        verdict = guard.check(self._route.answer, rules, answer)
+        if verdict.ok and guard.asks_outside(rules):
             verdict = await self.services.http_guard(self._route, self.request, answer)
         return answer if verdict.ok else msgspec.structs.replace(answer, verdict=verdict.rule)
 

@@ -6,6 +6,7 @@ that the cut is the same in the router (which has no tokenizer) and in training,
 the template away. Knows nothing of policies, tokenizers or backends.
 """
 
+import functools
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,6 +62,11 @@ def template_fields(template: str) -> set[str]:
     return names
 
 
+@functools.lru_cache(maxsize=256)
+def _used(template: str) -> frozenset[str]:
+    return frozenset(template_fields(template))
+
+
 def render(
     template: str, messages: Sequence[Mapping[str, Any]], max_input_chars: int | None = None
 ) -> tuple[str, bool]:
@@ -71,12 +77,22 @@ def render(
         messages: OpenAI chat messages.
         max_input_chars: characters of the last user message that are kept; None keeps all.
     """
-    system = "\n".join(
+    used = _used(template)
+    system = _system(messages) if "system" in used else ""
+    conversation = _before_last(messages) if "conversation" in used else ""
+    shown, was_cut = cut(last_user_text(messages), max_input_chars)
+    return template.format(input=shown.strip(), system=system, conversation=conversation), was_cut
+
+
+def _system(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(
         text_of(m.get("content")) for m in messages if m.get("role") in ("system", "developer")
     )
+
+
+def _before_last(messages: Sequence[Mapping[str, Any]]) -> str:
+    """All turns before the last user message."""
     turns = [m for m in messages if m.get("role") not in ("system", "developer")]
     last = next((i for i in range(len(turns) - 1, -1, -1) if turns[i].get("role") == "user"), None)
     before = turns[: last if last is not None else len(turns)]
-    conversation = "\n".join(f"{m.get('role')}: {text_of(m.get('content'))}" for m in before)
-    shown, was_cut = cut(last_user_text(messages), max_input_chars)
-    return template.format(input=shown.strip(), system=system, conversation=conversation), was_cut
+    return "\n".join(f"{m.get('role')}: {text_of(m.get('content'))}" for m in before)

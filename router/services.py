@@ -77,9 +77,7 @@ class Services:
     tracing: Tracing | None = None
 
     async def http_guard(self, route: Route, request: RequestView, answer: Answer) -> guard.Verdict:
-        """The route's `http` guard rules, if it has any."""
-        if not any(rule.rule == "http" for rule in route.guard.rules):
-            return guard.PASSED
+        """The route's `http` guard rules."""
         from router.http_guard import ask
 
         return await ask(route.guard.rules, request, answer)
