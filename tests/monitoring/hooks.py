@@ -1,12 +1,16 @@
-"""A receiver of webhooks: a real HTTP server in a thread, that answers as it is told and remembers what it got."""
+"""Real HTTP servers in threads: a receiver of webhooks, that answers as it is told and remembers what it got; and any app."""
 
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
 
 
 class Receiver:
@@ -55,3 +59,18 @@ def receiver() -> Iterator[Receiver]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextlib.contextmanager
+def serving(app: Starlette) -> Iterator[int]:
+    """The app on a port."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield place.getsockname()[1]
+        server.should_exit = True
+        thread.join()

@@ -1,16 +1,11 @@
 """Pairs that the router leaves to the monitor: compared once, by vectors or by a judge, and counted by the tick."""
 
-import contextlib
 import datetime
 import json
-import socket
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -28,6 +23,7 @@ from router.policy_file import load
 from router.records import Record
 from router.traffic import TrafficLog
 from tests.monitoring.conftest import NOW, answer, policy, record
+from tests.monitoring.hooks import serving
 from tests.monitoring.test_compare_text import judge_app
 
 EMBEDDING = {"kind": "text", "compare": {"comparator": "embedding", "threshold": 0.6}}
@@ -72,21 +68,6 @@ def tick(settings: MonitorSettings, store: Store) -> RouteReport:
 
 def by_words(pairs: Sequence[TextPair]) -> list[Verdict]:
     return [Verdict("WRONG" not in pair.student, 0.5) for pair in pairs]
-
-
-@contextlib.contextmanager
-def serving(app: Starlette) -> Iterator[int]:
-    """The app on a port."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield place.getsockname()[1]
-        server.should_exit = True
-        thread.join()
 
 
 def test_the_judge_of_the_policy_is_asked_once_a_pair_and_its_word_is_the_comparison(
