@@ -6,6 +6,7 @@ Runs as its own process on the load's core. Prints one JSON object: `streams`, `
 import asyncio
 import contextlib
 import json
+import re
 import sys
 import time
 
@@ -40,7 +41,7 @@ async def _one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> fl
     began = time.perf_counter()
     writer.write(HEAD + BODY)
     data, first = b"", 0.0
-    while not data.endswith(b"0\r\n\r\n"):
+    while not _is_whole(data):
         piece = await reader.read(65536)
         if not piece:
             raise ConnectionError("closed early")
@@ -50,6 +51,15 @@ async def _one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> fl
     if not data.startswith(b"HTTP/1.1 200") or b"data: [DONE]" not in data:
         raise ConnectionError("not a whole stream")
     return first * 1e3
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the reply is at its end: events come in chunks, or all at once with their length."""
+    head, gap, body = data.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
+    if length is None:
+        return body.endswith(b"0\r\n\r\n")
+    return bool(gap) and len(body) >= int(length[1])
 
 
 async def _connection(port: int, until: float, found: list[float]) -> int:

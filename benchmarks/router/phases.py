@@ -16,6 +16,8 @@ from pathlib import Path
 from benchmarks.router.processes import LOAD_CORE, machine_cpu_seconds, on_core, usage
 
 HERE = Path(__file__).parent
+STALL_SECONDS = 300
+"""A load may take so much longer than it should: it may be held up by what else the machine does."""
 BODY = {"model": "bench-model", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -120,7 +122,7 @@ class Target:
             "-s", str(HERE / "post.lua"), f"http://127.0.0.1:{self.port}/v1/chat/completions",
         ]  # fmt: skip
         env = {"STREAM": str(int(phase.stream)), "TRACE": str(int(phase.trace))}
-        printed = self._output(command, env, seconds + 60)
+        printed = self._output(command, env, seconds + STALL_SECONDS)
         result = re.search(r"^RESULT (.*)$", printed, re.MULTILINE)
         if result is None:
             raise RuntimeError(f"wrk gave no result: {printed[-500:]}")
@@ -128,7 +130,7 @@ class Target:
 
     def _first_event(self, seconds: int) -> Figures:
         command = [sys.executable, str(HERE / "first_event.py"), str(self.port), str(seconds)]
-        return _figures(self._output(command, {}, seconds + 60))
+        return _figures(self._output(command, {}, seconds + STALL_SECONDS))
 
     def _output(self, command: list[str], env: Mapping[str, str], timeout_seconds: float) -> str:
         done = subprocess.run(
