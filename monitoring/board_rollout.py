@@ -41,10 +41,13 @@ _NOW = Row(
         ),
         Panel(
             "Pairs in the window",
-            "Requests that both answered: what the shares above rest on.",
+            "Requests that both answered: what the shares rest on; and those that wait until the monitor compares them, by meaning or by a judge.",
             "number",
             "short",
-            (Query(f"{M}_pairs{{{BOTH}}}", "{{route}} {{adapter}}"),),
+            (
+                Query(f"{M}_pairs{{{BOTH}}}", "{{route}} {{adapter}}"),
+                Query(f"{M}_pairs_left{{{ROUTE}}}", "wait for the monitor {{route}}"),
+            ),
             width=6,
             height=5,
         ),
@@ -208,6 +211,60 @@ _MORE = Row(
     ),
 )
 
+_PEOPLE = Row(
+    "What is there for people to do?",
+    (
+        Panel(
+            "Flags that wait, by kind",
+            "Why each waiting record was marked.",
+            "lines",
+            "short",
+            (Query(f"{M}_flags_waiting{{{ROUTE}}}", "{{route}} {{kind}}"),),
+            is_stacked=True,
+        ),
+        Panel(
+            "Reviews that stand",
+            "Decisions of people, by verdict: the labels that training reads.",
+            "lines",
+            "short",
+            (Query(f"{M}_reviews{{{ROUTE}}}", "{{route}} {{verdict}}"),),
+            is_stacked=True,
+        ),
+        Panel(
+            "Distil again?",
+            "Whether drift, disagreement, new labels or the teacher's shutdown say that a student be trained anew.",
+            "states",
+            "short",
+            (Query(f"{M}_trigger_due{{{ROUTE}}}", "{{route}} {{kind}}"),),
+            names={0: ("no", "green"), 1: ("due", "orange")},
+        ),
+        Panel(
+            "What alone keeps a canary",
+            "stale: no record comes; away: ticks are too far apart; approval: a person has not said yes; confirm: a webhook has not.",
+            "states",
+            "short",
+            (Query(f"{M}_rollout_blocked{{{ROUTE}}}", "{{route}} {{reason}}"),),
+            width=12,
+            height=6,
+            names={0: ("no", "green"), 1: ("keeps it", "orange")},
+        ),
+        Panel(
+            "Webhooks told",
+            "Tries a minute to tell a canary's moves (`canary.notify`), by result; failed ones are tried again.",
+            "lines",
+            "short",
+            (
+                Query(
+                    f"60 * sum by (result) (rate({M}_notices_total[$__rate_interval]))",
+                    "{{result}}",
+                ),
+            ),
+            width=12,
+            height=6,
+        ),
+    ),
+)
+
 _MONITOR = Row(
     "Is the monitor itself well?",
     (
@@ -248,5 +305,5 @@ BOARD = Board(
     "Is the student as good as its teacher, and may it have more traffic?",
     f"{M}_window_records",
     f"{M}_pairs",
-    (_NOW, _QUALITY, _MORE, _MONITOR),
+    (_NOW, _QUALITY, _MORE, _PEOPLE, _MONITOR),
 )

@@ -152,6 +152,38 @@ _TRAFFIC = Row(
     ),
 )  # fmt: skip
 
+_HYBRID = Row(
+    "What the student keeps",
+    (
+        Panel(
+            "Thresholds",
+            "Of hybrid routes, as the policy has them: `graduate monitor calibrate` suggests them with a promise.",
+            "lines",
+            "short",
+            (Query(f"{M}_hybrid_threshold{{{ROUTE}}}", "{{route}} {{threshold}}"),),
+            width=12,
+            height=6,
+            most=1.0,
+        ),
+        Panel(
+            "Replies by the student",
+            "Its share of all replies: what the thresholds, a canary's share and the guards leave it.",
+            "lines",
+            "percentunit",
+            (
+                Query(
+                    f"({rate(REQUESTS, f'{ROUTE},{BY_STUDENT}', 'route')} or 0 * {rate(REQUESTS, ROUTE, 'route')})"
+                    f" / ({rate(REQUESTS, ROUTE, 'route')} > 0)",
+                    "{{route}}",
+                ),
+            ),
+            width=12,
+            height=6,
+            most=1.0,
+        ),
+    ),
+)  # fmt: skip
+
 _HEALTH = Row(
     "Is anything wrong?",
     (
@@ -260,6 +292,7 @@ _COST = Row(
                 Query(f"{M}_student_requests_per_day{{{ROUTE}}}", "student {{route}}"),
                 Query(f"{M}_break_even_requests_per_day{{{ROUTE}}}", "break-even {{route}}"),
             ),
+            is_log=True,
         ),
         Panel(
             "Tokens a second",
@@ -321,5 +354,5 @@ BOARD = Board(
     "Who answers, how fast, and for how much?",
     REQUESTS,
     ANSWERS,
-    (_NOW, _TRAFFIC, _HEALTH, _COST, _STUDENT),
+    (_NOW, _TRAFFIC, _HYBRID, _HEALTH, _COST, _STUDENT),
 )

@@ -38,6 +38,7 @@ class Flag:
     student_text: str | None
 
 
+KINDS = ("disagreement", "guard", "feedback", "low_confidence", "drift_outlier", "audit")
 KEPT_AN_HOUR = 10
 """Times `per_hour` candidates, at least 200, are kept of each hour, the most informative: enough to be diverse."""
 

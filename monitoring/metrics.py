@@ -11,6 +11,8 @@ from typing import Any, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from monitoring.flags import KINDS
+from monitoring.review import VERDICTS
 from monitoring.triggers import Kind
 from router.policy import Policy, RouteRollout
 
@@ -84,6 +86,14 @@ class MonitorMetrics:
             "drift_column_mean", "Mean of a numeric column", "route", "column", "window"
         )
         self.flags_open = gauge("flags_open", "Flags that wait for a review", "route")
+        self.flags_waiting = gauge("flags_waiting", "Flags that wait, by kind", "route", "kind")
+        self.reviews = gauge("reviews", "Decisions that stand, by verdict", "route", "verdict")
+        self.thresholds = gauge(
+            "hybrid_threshold",
+            "Of the policy: min_confidence, max_difficulty",
+            "route",
+            "threshold",
+        )
         self.canary_share = gauge("canary_share", "The student's share of a canary", "route")
         self.rollout_state = gauge("rollout_state", "1 for the state it is in", "route", "state")
         self.rollout_moved_at = gauge(
@@ -138,7 +148,10 @@ class MonitorMetrics:
         self._set(self.drift_evidence, route, {(): lasting["evidence"]} if lasting else {})
         self._set(self.drift_wanted, route, {(): lasting["wanted"]} if lasting else {})
         compared = report.get("compared")
-        self._set(self.pairs_left, route, {(): compared["left"]} if compared else {})
+        self._set(self.pairs_left, route, {(): compared["left"] if compared else 0})
+        waiting, reviews = report.get("waiting") or {}, report.get("reviews") or {}
+        self._set(self.flags_waiting, route, {(k,): waiting.get(k, 0) for k in KINDS})
+        self._set(self.reviews, route, {(v,): reviews.get(v, 0) for v in VERDICTS})
         self._set(self.flags_open, route, {(): report["flags_open"]})
         self._set(self.records, route, {(): report["records"]})
         self._set(self.window_end, route, {(): report["window_end"]})
@@ -168,7 +181,7 @@ class MonitorMetrics:
             self._set(self.triggers, route, values)
 
     def show_policy(self, policy: Policy) -> None:
-        """Set the limits of the policy's gates, and forget routes that it has no longer."""
+        """Set the policy's limits and thresholds, and forget routes that it has no longer."""
         for gauge, route in list(self._shown):
             if route not in policy.routes:
                 self._set(gauge, route, {})
@@ -180,6 +193,13 @@ class MonitorMetrics:
                 "errors": gates.errors,
             }
             self._set(self.limits, name, {(k,): v.max for k, v in limits.items() if v is not None})
+            cascade, difficulty = route_.hybrid.cascade, route_.hybrid.difficulty
+            thresholds = {
+                ("min_confidence",): cascade.min_confidence if cascade else None,
+                ("max_difficulty",): difficulty.max if difficulty else None,
+            }
+            known = {key: value for key, value in thresholds.items() if value is not None}
+            self._set(self.thresholds, name, known)
 
     def _show_disagreement(self, route: str, found: Iterable[dict[str, Any]]) -> None:
         by_adapter = {one["adapter"] or "none": one for one in found}

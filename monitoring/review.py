@@ -66,6 +66,20 @@ class ReviewQueue:
         with self._store.session() as session:
             return session.scalar(query) or 0
 
+    def waiting_by_kind(self, route: str) -> dict[str, int]:
+        """Open flags of a route, by kind."""
+        query = select(FlagRow.kind, func.count()).group_by(FlagRow.kind)
+        query = query.where(FlagRow.route == route, FlagRow.status == "open")
+        with self._store.session() as session:
+            return {kind: count for kind, count in session.execute(query)}
+
+    def standing_by_verdict(self, route: str) -> dict[str, int]:
+        """Decisions of a route that stand, by verdict."""
+        query = select(ReviewRow.verdict, func.count()).group_by(ReviewRow.verdict)
+        query = query.where(ReviewRow.route == route, ReviewRow.undone_at.is_(None))
+        with self._store.session() as session:
+            return {verdict: count for verdict, count in session.execute(query)}
+
     def get(self, flag_id: str) -> FlagRow:
         """One flag.
 

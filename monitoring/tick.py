@@ -61,6 +61,10 @@ class RouteReport:
     """Money; None when one route alone was looked at, because routes share a node."""
     lasting: Lasting | None = None
     """Drift over time."""
+    waiting: dict[str, int] | None = None
+    """Open flags by kind."""
+    reviews: dict[str, int] | None = None
+    """Decisions that stand, by verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,7 @@ def _route(
         policy=settings.policy, move=move,
     )  # fmt: skip
     end = now.timestamp() if window.last_at is None else window.last_at
+    queue = ReviewQueue(store)
     return RouteReport(
         route=name,
         mode=standing.canary.route.mode,
@@ -226,11 +231,13 @@ def _route(
         drift=drifted,
         reference=origin,
         flags_new=added,
-        flags_open=ReviewQueue(store).count(name),
+        flags_open=queue.count(name),
         rollout=shown,
         costs_usd=window.costs_usd,
         compared=standing.compared,
         lasting=count_window(store, name, origin, current, drifted),
+        waiting=queue.waiting_by_kind(name),
+        reviews=queue.standing_by_verdict(name),
     )
 
 

@@ -85,6 +85,7 @@ class Place:
             "answer": {"kind": "label", "labels": list(KINDS)},
             "guard": {"rules": ["label", "not_empty"]},
             "dark_launch": {"share": "100%", "max_per_minute": 40},
+            "hybrid": {"cascade": {"min_confidence": "60%"}},  # what it would begin with
         }
         upstream = self.at("upstream")
         breaker = {"failures": 5, "window": "10s", "open_for": "3s"}

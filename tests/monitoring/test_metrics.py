@@ -6,6 +6,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from monitoring.metrics import ROLLOUT_STATES, SLICES, MonitorMetrics
+from monitoring.review import ReviewQueue
 from monitoring.settings import MonitorSettings
 from monitoring.store import Store
 from monitoring.tick import plain, run_tick
@@ -143,3 +144,28 @@ def test_both_results_of_a_tick_are_counted_from_the_start() -> None:
     """A counter that is born at 1 has no increase, and the alert would miss the first error."""
     metrics = MonitorMetrics(CollectorRegistry())
     assert exposed(metrics, "ticks_total") == {("ok",): 0, ("error",): 0}
+
+
+def test_what_people_have_to_do_and_did_is_shown_by_kind(
+    settings: MonitorSettings, store: Store
+) -> None:
+    report(settings, store)
+    first, *_ = ReviewQueue(store).list("mail")
+    ReviewQueue(store).decide(first.id, "accept_teacher", by="ada")
+    now = datetime.datetime.fromtimestamp(NOW, datetime.UTC)
+    (again,) = run_tick(settings, store, now=now, html=False)
+    metrics = MonitorMetrics(CollectorRegistry())
+    metrics.show("mail", plain(again))
+    waiting, reviews = exposed(metrics, "flags_waiting"), exposed(metrics, "reviews")
+    assert (waiting["disagreement",], waiting["guard",]) == (4, 0)
+    assert (reviews["accept_teacher",], reviews["correct",]) == (1, 0)
+    assert exposed(metrics, "pairs_left") == {(): 0}
+    assert exposed(metrics, "drift_evidence_wanted") == {(): 1000}
+
+
+def test_thresholds_of_the_policy_are_shown(settings: MonitorSettings) -> None:
+    metrics = MonitorMetrics(CollectorRegistry())
+    hybrid = {"cascade": {"min_confidence": 0.7}}
+    settings.policy.write_text(policy("hybrid", hybrid=hybrid))
+    metrics.show_policy(policy_file.load(settings.policy).policy)
+    assert exposed(metrics, "hybrid_threshold") == {("min_confidence",): 0.7}
