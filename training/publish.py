@@ -20,6 +20,10 @@ from training.dataset import Dataset, DatasetInfo
 from training.errors import DataError, PublishRefused
 from training.predict import ModelPredictor
 
+NO_TERMS = (
+    "not checked; whether a teacher's answers may train another model is decided by them (record what they say by "
+    "`graduate train publish --terms TEXT`)"
+)
 MAX_RANK = 64
 """LoRAX compiles its kernels for ranks up to 64; vLLM takes more when told so."""
 
@@ -173,9 +177,19 @@ def gate(evaluation: dict[str, Any]) -> Gate:
 
 
 def lineage(
-    run: Path, origin: dict[str, Any], dataset: Dataset, verdict: Gate, forced: str | None
+    run: Path,
+    origin: dict[str, Any],
+    dataset: Dataset,
+    verdict: Gate,
+    *,
+    forced: str | None,
+    terms: str | None,
 ) -> dict[str, Any]:
-    """Where the adapter comes from, for `lineage.json`: enough to train it again and to check drift against its data."""
+    """Where the adapter comes from, for `lineage.json`: enough to train it again and to check drift against its data.
+
+    Args:
+        terms: what somebody found in the teachers' terms of service; None when nobody has said.
+    """
     evaluation = run / "evaluation" / "evaluation.json"
     return {
         "schema": 1,
@@ -183,6 +197,7 @@ def lineage(
         "dataset_digest": dataset.info.digest,
         "dataset_query": dataset.info.query,
         "teachers": list(dataset.info.teachers),
+        "teacher_terms": terms,
         "base_model": origin["base_model"],
         "base_model_digest": origin["base_model_digest"],
         "config": json.loads((run / "config.json").read_text()),
@@ -196,8 +211,9 @@ def lineage(
 
 
 def model_card(
-    task: str, dataset: Dataset, origin: dict[str, Any], evaluation: dict[str, Any], verdict: Gate
-) -> str:
+    task: str, dataset: Dataset, origin: dict[str, Any], evaluation: dict[str, Any], verdict: Gate,
+    terms: str | None = None,
+) -> str:  # fmt: skip
     """README.md of the adapter."""
     lines = [
         f"# {task}", "",
@@ -221,7 +237,7 @@ def model_card(
     lines += [
         "", "The student sees this template, the input cut to "
         f"{dataset.info.max_input_chars or 'any number of'} characters:", "", "```", dataset.info.prompt, "```", "",
-        "Whether a teacher's answers may train another model is a matter of its terms of service: check them.",
+        f"Teacher's terms of service: {terms or NO_TERMS}.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

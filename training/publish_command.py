@@ -1,6 +1,7 @@
 """`graduate train publish`: a run's checks, its verdict, and its place in the registry."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
     from training.publish import Gate, Server
 
 SERVERS = ("lorax", "vllm", "graduate")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the caller says that no check can find out."""
+
+    name: str | None
+    force: str | None
+    terms: str | None
 
 
 def publish(
@@ -37,6 +47,12 @@ def publish(
             help="Publish although the evaluation says `do not graduate`; the reason is recorded."
         ),
     ] = None,
+    terms: Annotated[
+        str | None,
+        typer.Option(
+            help="What the teacher's terms of service say of training on its answers, and who read them; recorded."
+        ),
+    ] = None,
     parity_rows: Annotated[
         int, typer.Option(help="Held-out rows that the reloaded adapter is asked.", min=1)
     ] = 16,
@@ -54,9 +70,9 @@ def publish(
         target = _server(server)
         folder = run or newest(place.runs, "*-*", "run")
         verdict, reference = _checked(
-            folder, place, name, policy or _own(place), target, force, parity_rows
+            folder, place, policy or _own(place), target, parity_rows, Said(name, force, terms)
         )
-    _show(verdict, reference, as_json)
+    _show(verdict, reference, terms, as_json)
 
 
 def _own(place: "Home") -> Path | None:
@@ -80,7 +96,7 @@ def _server(said: str | None) -> "Server | None":
 
 
 def _checked(
-    run: Path, place: "Home", name: str | None, policy: Path | None, server: "Server | None", force: str | None, parity_rows: int
+    run: Path, place: "Home", policy: Path | None, server: "Server | None", parity_rows: int, said: Said
 ) -> "tuple[Gate, AdapterRef]":  # fmt: skip
     """Lint, parity and gates, then the registry.
 
@@ -106,11 +122,11 @@ def _checked(
             raise PublishRefused(missing)
     wrong, parity = _serving_checks(run, place, origin, dataset, parity_rows)
     verdict = core.gate(evaluation)
-    core.enforce(wrong, parity, verdict, force)
-    task = name or dataset.info.task
-    card = core.model_card(task, dataset, origin, evaluation, verdict)
+    core.enforce(wrong, parity, verdict, said.force)
+    task = said.name or dataset.info.task
+    card = core.model_card(task, dataset, origin, evaluation, verdict, said.terms)
     (run / "adapter" / "README.md").write_text(card)
-    history = core.lineage(run, origin, dataset, verdict, force)
+    history = core.lineage(run, origin, dataset, verdict, forced=said.force, terms=said.terms)
     fields = _fields(run, origin, dataset, evaluation)
     return verdict, Registry(place.adapters).publish(task, run / "adapter", fields, history)
 
@@ -156,8 +172,9 @@ def _fields(
     )
 
 
-def _show(verdict: "Gate", reference: "AdapterRef", as_json: bool) -> None:
+def _show(verdict: "Gate", reference: "AdapterRef", terms: str | None, as_json: bool) -> None:
     from training.commands import out
+    from training.publish import NO_TERMS
 
     if as_json:
         found = {
@@ -172,6 +189,7 @@ def _show(verdict: "Gate", reference: "AdapterRef", as_json: bool) -> None:
     )
     for reason in verdict.reasons:
         out.print(f"• {reason}", highlight=False)
+    out.print(f"• teacher's terms of service: {terms or NO_TERMS}", highlight=False)
     then = ", then `mode: hybrid` with cascade.min_confidence from the evaluation"
     out.print(
         f"next: `mode: dark_launch` with `student: {{adapter: {reference.name}, version: {reference.version}}}` in the policy"

@@ -108,3 +108,23 @@ def test_the_command_refuses(
     )
     assert done.exit_code == 2
     assert message in done.output
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        pytest.param(None, "Teacher's terms of service: not checked", id="nobody has said"),
+        pytest.param(
+            "section 2 allows it, read by ada",
+            "service: section 2 allows it, read by ada",
+            id="said",
+        ),
+    ],
+)
+def test_the_card_says_whether_terms_were_read(
+    dataset: Dataset, terms: str | None, said: str
+) -> None:
+    verdict = publish.Gate("publish", ("equal",))
+    evaluation = {"tests": [], "sentences": []}
+    card = publish.model_card("mail", dataset, {"base_model": "m"}, evaluation, verdict, terms)
+    assert said in card

@@ -97,10 +97,13 @@ def test_build_fit_evaluate_publish_take_less_than_a_minute(engine: str, tmp_pat
     names = {line["name"] for line in json.loads(done.stdout)["tests"][0]["lines"]}
     untrained = {EMBEDDED, "base model, zero-shot", "base model, 3-shot"}
     assert {"student", "teacher", "majority", *untrained} <= names
-    published = run("publish", "--run", str(folder), "--force", "a tiny model")
+    published = run(
+        "publish", "--run", str(folder), "--force", "a tiny model", "--terms", "ours to train on"
+    )
     assert published["adapter"] == "tickets/1"
     lineage = json.loads(next((home / "adapters").rglob("lineage.json")).read_text())
     assert lineage["config"]["engine"] == engine
+    assert lineage["teacher_terms"] == "ours to train on"
     assert seconds() - began < MOST_SECONDS
 
 
