@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from monitoring.command_place import Place, placed
 from monitoring.commands import (
-    DatabaseOption,
-    HomeOption,
-    JsonOption,
-    LogOption,
-    PolicyOption,
     err,
     open_policy,
     operator_errors,
@@ -23,7 +19,6 @@ from monitoring.commands import (
     seconds_of,
     share_of,
 )
-from router.home import Home
 
 if TYPE_CHECKING:
     from monitoring.calibrate_run import Outcome
@@ -32,8 +27,10 @@ Use = Literal["both", "confidence", "difficulty"]
 _TABLE_ROWS = 16
 
 
+@placed("home", "policy", "log", "database", "as_json")
 def calibrate(
     route: Annotated[str, typer.Argument(help="Route of the policy.", show_default=False)],
+    place: Place,
     max_disagreement: Annotated[
         str, typer.Option(help='Allowed among the student\'s answers: "3%" or 0.03.')
     ] = "3%",
@@ -49,11 +46,6 @@ def calibrate(
         Path | None,
         typer.Option(help="Where the patch goes; default HOME/reports/calibrate-ROUTE.yaml."),
     ] = None,
-    home: HomeOption = Path(".graduate"),
-    policy: PolicyOption = None,
-    log: LogOption = None,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Find how much the student may answer alone, with a promise that holds at a finite number of pairs.
 
@@ -68,26 +60,26 @@ def calibrate(
         for option, value in (("--max-disagreement", limit), ("--confidence", sure)):
             if not 0 < value < 1:
                 raise ValueError(f"{option} = {value:g}: allowed: between 0 and 1, both excluded")
-        place = Home(home)
-        loaded = open_policy(place, policy)
+        home = place.home
+        loaded = open_policy(home, place.policy)
         spec = route_named(loaded, route)
         if spec is None or spec.student is None:
             raise ValueError(f"route {route!r} has no student to calibrate")
         from monitoring import calibrate_report, calibrate_run
         from monitoring.verdicts import verdicts_of
 
-        with progress(as_json) as tell:
+        with progress(place.as_json) as tell:
             seconds = seconds_of("--since", since)
-            said = verdicts_of(database or place.database_url, route, spec, time.time() - seconds)
-            records = map(said.over, scanned(place, seconds, tell, route, log))
+            said = verdicts_of(place.database, route, spec, time.time() - seconds)
+            records = map(said.over, scanned(home, seconds, tell, route, place.log))
             outcome = calibrate_run.run(
                 records, loaded, route, limit=limit, confidence=sure, use=use, adapter=adapter,
                 tell=tell,
             )  # fmt: skip
-        default = place.reports / f"calibrate-{route}.yaml"
-        files = calibrate_report.write(outcome, patch or default, place.adapters / "difficulty")
+        default = home.reports / f"calibrate-{route}.yaml"
+        files = calibrate_report.write(outcome, patch or default, home.adapters / "difficulty")
     body = calibrate_report.plain(outcome, files)
-    if as_json:
+    if place.as_json:
         typer.echo(json.dumps(body))
         return
     _show(outcome, body)

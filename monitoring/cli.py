@@ -16,6 +16,7 @@ from monitoring import (
     savings_command,
     triggers_command,
 )
+from monitoring.command_place import ConfigMapOption
 from monitoring.commands import (
     DatabaseOption,
     HomeOption,
@@ -30,7 +31,6 @@ from monitoring.commands import (
     out,
     seconds_of,
 )
-from monitoring.rollout_command import ConfigMapOption
 
 if TYPE_CHECKING:
     from monitoring.settings import MonitorSettings

@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from monitoring.command_place import Place, placed
 from monitoring.commands import (
-    DatabaseOption,
-    HomeOption,
-    JsonOption,
-    LogOption,
-    PolicyOption,
     SinceOption,
     err,
     open_policy,
@@ -27,7 +23,6 @@ from monitoring.commands import (
     seconds_of,
     share_of,
 )
-from router.home import Home
 
 if TYPE_CHECKING:
     from monitoring.text_pairs import TextPair
@@ -41,8 +36,10 @@ def register(app: typer.Typer) -> None:
     app.command(name="compare")(compare)
 
 
+@placed("home", "policy", "log", "database", "as_json")
 def compare(
     route: Annotated[str, typer.Argument(metavar="ROUTE", help="Route of the policy.")],
+    place: Place,
     by: Annotated[str, typer.Option(help="embedding or judge.")] = "embedding",
     threshold: Annotated[
         str, typer.Option(help="Embedding: cosine from which two answers agree.")
@@ -63,11 +60,6 @@ def compare(
         int, typer.Option(help="Pairs at most; a judge is asked twice for each.", min=1)
     ] = 200,
     since: SinceOption = "7d",
-    home: HomeOption = Path(".graduate"),
-    policy: PolicyOption = None,
-    log: LogOption = None,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Compare logged text answers anew, on a sample of pairs: by the cosine of sentence vectors, or by a judge in both orders.
 
@@ -81,22 +73,21 @@ def compare(
     with operator_errors():
         if by not in ("embedding", "judge"):
             raise ValueError(f"--by {by!r}: allowed: embedding, judge")
-        place = Home(home)
-        loaded = open_policy(place, policy)
+        loaded = open_policy(place.home, place.policy)
         spec = route_named(loaded, route)
         assert spec is not None
         limit, since_seconds = share_of("--threshold", threshold), seconds_of("--since", since)
-        with progress(as_json) as tell:
-            pairs = sampled(scanned(place, since_seconds, tell, route, log), sample)
+        with progress(place.as_json) as tell:
+            pairs = sampled(scanned(place.home, since_seconds, tell, route, place.log), sample)
             if not pairs:
                 raise ValueError(f"route {route!r}: no pair of text answers in the last {since}")
             bad, extra = (
-                _by_embedding(pairs, encoder or place.models / "minilm", limit)
+                _by_embedding(pairs, encoder or place.home.models / "minilm", limit)
                 if by == "embedding"
                 else _by_judge(pairs, loaded.policy, spec, (backend, model), tell)
             )
-        body = _body(route, by, pairs, bad, _human(place, database, route)) | extra
-    if as_json:
+        body = _body(route, by, pairs, bad, _human(place.database, route)) | extra
+    if place.as_json:
         typer.echo(json.dumps(body))
     else:
         _show(body)
@@ -159,12 +150,12 @@ def _by_judge(
     return {one.pair.id: one.is_worse for one in read}, extra
 
 
-def _human(home: Home, database: str | None, route: str) -> dict[str, bool]:
+def _human(database: str, route: str) -> dict[str, bool]:
     from monitoring.judge_calibration import HUMAN
     from monitoring.review import ReviewQueue
     from monitoring.store import open_store
 
-    store = open_store(database or home.database_url)
+    store = open_store(database)
     try:
         labels = ReviewQueue(store).labels(route)
     finally:

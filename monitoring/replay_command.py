@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from monitoring.command_place import Place, placed
 from monitoring.commands import (
-    HomeOption,
-    JsonOption,
-    LogOption,
-    PolicyOption,
     RouteOption,
     SinceOption,
     err,
@@ -24,23 +21,20 @@ from monitoring.commands import (
     scanned,
     seconds_of,
 )
-from router.home import Home
 
 if TYPE_CHECKING:
     from monitoring.replay import PolicyReplay, RouteReplay
 
 
+@placed("home", "policy", "log", "as_json")
 def replay(
     proposed: Annotated[
         Path,
         typer.Argument(metavar="POLICY", help="The policy to try.", show_default=False),
     ],
+    place: Place,
     since: SinceOption = "7d",
     route: RouteOption = None,
-    home: HomeOption = Path(".graduate"),
-    policy: PolicyOption = None,
-    log: LogOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Say what a policy would have done on logged traffic, before it does it.
 
@@ -53,17 +47,17 @@ def replay(
     from monitoring.replay import Replay
 
     with operator_errors():
-        place = Home(home)
-        new, present = open_policy(place, proposed), open_policy(place, policy)
+        home = place.home
+        new, present = open_policy(home, proposed), open_policy(home, place.policy)
         if route is not None and route not in new.policy.routes:
             route_named(new, route)
         tried, now = Replay(new, route), Replay(present, route)
-        with progress(as_json) as tell:
-            for record in scanned(place, seconds_of("--since", since), tell, logs=log):
+        with progress(place.as_json) as tell:
+            for record in scanned(home, seconds_of("--since", since), tell, logs=place.log):
                 tried.add(record)
                 now.add(record)
     body = {"proposed": tried.result(), "present": now.result()}
-    if as_json:
+    if place.as_json:
         typer.echo(json.dumps({name: asdict(found) for name, found in body.items()}))
         return
     _show(body["present"], body["proposed"])

@@ -2,47 +2,26 @@
 
 import json
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from monitoring.commands import (
-    DatabaseOption,
-    HomeOption,
-    JsonOption,
-    PolicyOption,
-    RouteOption,
-    operator_errors,
-    out,
-)
+from monitoring.command_place import Place, placed
+from monitoring.commands import RouteOption, operator_errors, out
 
 app = typer.Typer()
 RouteArgument = Annotated[str, typer.Argument(metavar="ROUTE", help="Route of the policy.")]
 ByOption = Annotated[
     str, typer.Option("--by", help="Who says so.", envvar=["GRADUATE_REVIEWER", "USER"])
 ]
-ConfigMapOption = Annotated[
-    str | None,
-    typer.Option(
-        "--rollouts-configmap",
-        help="In a cluster: keep this ConfigMap of the pod's namespace equal to HOME/rollouts.yaml.",
-        # One name for all commands: a shell in the pod finds what the tick was given.
-        envvar=["GRADUATE_MONITOR_TICK_ROLLOUTS_CONFIGMAP", "GRADUATE_ROLLOUTS_CONFIGMAP"],
-    ),
-]
 NoteOption = Annotated[str | None, typer.Option("--note", help="Why; kept with the move.")]
+ordering = placed("home", "policy", "database", "rollouts_configmap", "as_json")
+"""Options of a person's word."""
 
 
 @app.callback(invoke_without_command=True)
-def rollout(
-    context: typer.Context,
-    home: HomeOption = Path(".graduate"),
-    policy: PolicyOption = None,
-    database: DatabaseOption = None,
-    route: RouteOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@placed("home", "policy", "database", "as_json")
+def rollout(context: typer.Context, place: Place, route: RouteOption = None) -> None:
     """Every move of the canaries: its evidence, rows, bounds and error, the policy's digest, and who made it.
 
     Example: graduate monitor rollout --route tickets
@@ -51,14 +30,13 @@ def rollout(
         return
     from monitoring.rollout_events import body
     from monitoring.store import open_store
-    from router.home import Home
 
     with operator_errors():
-        home.mkdir(parents=True, exist_ok=True)
-        store = open_store(database or Home(home).database_url)
+        place.home.root.mkdir(parents=True, exist_ok=True)
+        store = open_store(place.database)
         events = [body(row) for row in store.rollout_events(route)]
         store.close()
-    if as_json:
+    if place.as_json:
         typer.echo(json.dumps(events))
         return
     _table(events)
@@ -90,88 +68,52 @@ def _bounds(gate: dict[str, Any]) -> str:
 
 
 @app.command()
-def approve(
-    route: RouteArgument,
-    by: ByOption,
-    note: NoteOption = None,
-    home: HomeOption = Path(".graduate"),
-    policy: PolicyOption = None,
-    database: DatabaseOption = None,
-    rollouts_configmap: ConfigMapOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@ordering
+def approve(route: RouteArgument, by: ByOption, place: Place, note: NoteOption = None) -> None:
     """Let the canary leave the step that it is on, under `canary.approval: manual`; the next tick moves it.
 
     Example: graduate monitor rollout approve tickets --by ada --note "read 40 of its answers"
     """
-    place = (home, policy, database, rollouts_configmap)
-    _order("approve", route, by, note, place, as_json)
+    _order("approve", route, by, note, place)
 
 
 @app.command()
-def abort(
-    route: RouteArgument,
-    by: ByOption,
-    note: NoteOption = None,
-    home: HomeOption = Path(".graduate"),
-    policy: PolicyOption = None,
-    database: DatabaseOption = None,
-    rollouts_configmap: ConfigMapOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@ordering
+def abort(route: RouteArgument, by: ByOption, place: Place, note: NoteOption = None) -> None:
     """Take the student off the route at once: the routers give everything to the teacher within two seconds.
 
     Example: graduate monitor rollout abort tickets --by ada --note "it invents order numbers"
     """
-    place = (home, policy, database, rollouts_configmap)
-    _order("abort", route, by, note, place, as_json)
+    _order("abort", route, by, note, place)
 
 
 @app.command()
-def resume(
-    route: RouteArgument,
-    by: ByOption,
-    note: NoteOption = None,
-    home: HomeOption = Path(".graduate"),
-    policy: PolicyOption = None,
-    database: DatabaseOption = None,
-    rollouts_configmap: ConfigMapOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@ordering
+def resume(route: RouteArgument, by: ByOption, place: Place, note: NoteOption = None) -> None:
     """Let a held, inconclusive or rolled back canary go on; its evidence and its error begin anew.
 
     Example: graduate monitor rollout resume tickets --by ada --note "audits doubled"
     """
-    place = (home, policy, database, rollouts_configmap)
-    _order("resume", route, by, note, place, as_json)
+    _order("resume", route, by, note, place)
 
 
-def _order(
-    word: str,
-    route: str,
-    by: str,
-    note: str | None,
-    place: tuple[Path, Path | None, str | None, str | None],
-    as_json: bool,
-) -> None:
+def _order(word: str, route: str, by: str, note: str | None, place: Place) -> None:
     import datetime
 
     from monitoring.kube import rollouts_in_cluster
     from monitoring.orders import order
     from monitoring.store import open_store
-    from router.home import Home
 
-    root, policy, database, configmap = place
-    home = Home(root)
-    root.mkdir(parents=True, exist_ok=True)
-    with operator_errors(), rollouts_in_cluster(home.rollouts, configmap):
-        store = open_store(database or home.database_url)
+    home = place.home
+    home.root.mkdir(parents=True, exist_ok=True)
+    with operator_errors(), rollouts_in_cluster(home.rollouts, place.rollouts_configmap):
+        store = open_store(place.database)
         event = order(
-            store, policy or home.policy, home.rollouts, home.adapters, route, word, by=by,
-            note=note, now=datetime.datetime.now(datetime.UTC),
+            store, place.policy, home.rollouts, home.adapters, route, word, by=by, note=note,
+            now=datetime.datetime.now(datetime.UTC),
         )  # fmt: skip
         store.close()
-    if as_json:
+    if place.as_json:
         found = {"route": route, "action": word, "by": event.actor, "key": event.key}
         typer.echo(json.dumps({**found, "state": event.state.model_dump(mode="json")}))
         return

@@ -3,16 +3,12 @@
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from monitoring.command_place import Place, placed
 from monitoring.commands import (
-    HomeOption,
-    JsonOption,
-    LogOption,
-    PolicyOption,
     RouteOption,
     SinceOption,
     err,
@@ -24,22 +20,19 @@ from monitoring.commands import (
     scanned,
     seconds_of,
 )
-from router.home import Home
 
 if TYPE_CHECKING:
     from monitoring.savings import Day, RouteSavings, Savings
 
 
+@placed("home", "policy", "log", "as_json")
 def savings(
+    place: Place,
     since: SinceOption = "30d",
     route: RouteOption = None,
     nodes: Annotated[
         float, typer.Option(help="Nodes that each student backend runs.", min=0.01)
     ] = 1.0,
-    home: HomeOption = Path(".graduate"),
-    policy: PolicyOption = None,
-    log: LogOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Say what was spent and saved, at the teacher's list price against the student's node hours or tokens.
 
@@ -50,18 +43,17 @@ def savings(
     from monitoring.savings import Ledger
 
     with operator_errors():
-        place = Home(home)
-        loaded = open_policy(place, policy)
+        loaded = open_policy(place.home, place.policy)
         route_named(loaded, route)
         ledger = Ledger(loaded.policy, nodes)
-        with progress(as_json) as tell:
+        with progress(place.as_json) as tell:
             # All routes are read, because they share the node.
-            for record in scanned(place, seconds_of("--since", since), tell, logs=log):
+            for record in scanned(place.home, seconds_of("--since", since), tell, logs=place.log):
                 ledger.add(record)
         found = ledger.close(time.time())
     routes = [r for r in found.routes if route in (None, r.route)]
     days = [d for d in found.days if route in (None, d.route)]
-    if as_json:
+    if place.as_json:
         body = {
             "routes": [asdict(r) for r in routes], "days": [asdict(d) for d in days], "notes": list(found.notes),
         }  # fmt: skip

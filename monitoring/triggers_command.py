@@ -1,16 +1,12 @@
 """`graduate monitor triggers`: is it time to train again, and why."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from monitoring.command_place import Place, placed
 from monitoring.commands import (
-    DatabaseOption,
-    HomeOption,
-    JsonOption,
-    PolicyOption,
     RouteOption,
     err,
     open_policy,
@@ -20,13 +16,14 @@ from monitoring.commands import (
     seconds_of,
     share_of,
 )
-from router.home import Home
 
 if TYPE_CHECKING:
     from monitoring.triggers import TriggerRule
 
 
+@placed("home", "policy", "database", "as_json")
 def triggers(
+    place: Place,
     route: RouteOption = None,
     max_disagreement: Annotated[
         str | None,
@@ -43,10 +40,6 @@ def triggers(
     ask_teachers: Annotated[
         bool, typer.Option(help="Ask the teachers' GET /v1/models for shutdown dates.")
     ] = True,
-    home: HomeOption = Path(".graduate"),
-    policy: PolicyOption = None,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Say whether a student should be distilled again: drift, disagreement, new labels, a teacher that shuts down.
 
@@ -62,8 +55,8 @@ def triggers(
             min_labels,
             seconds_of("--shutdown-within", shutdown_within),
         )
-        events, failures = _events(Home(home), policy, database, route, rule, ask_teachers)
-    if as_json:
+        events, failures = _events(place, route, rule, ask_teachers)
+    if place.as_json:
         typer.echo(json.dumps({"events": events, "notes": failures}))
         return
     for note in failures:
@@ -77,9 +70,7 @@ def triggers(
 
 
 def _events(
-    place: Home,
-    policy: Path | None,
-    database: str | None,
+    place: Place,
     route: str | None,
     rule: "TriggerRule",
     ask_teachers: bool,
@@ -92,14 +83,14 @@ def _events(
     from monitoring.trigger_store import announced, evidence, remember, triggers
     from monitoring.triggers import due
 
-    loaded = open_policy(place, policy)
+    loaded = open_policy(place.home, place.policy)
     route_named(loaded, route)
     names = [
         name for name, spec in loaded.policy.routes.items()
         if spec.student is not None and route in (None, name)
     ]  # fmt: skip
-    place.root.mkdir(parents=True, exist_ok=True)
-    settings = MonitorSettings(policy or place.policy, place, database or place.database_url)
+    place.home.root.mkdir(parents=True, exist_ok=True)
+    settings = MonitorSettings(place.policy, place.home, place.database)
     store = open_store(settings.database)
     dates, failures = announced(loaded.policy, names) if ask_teachers else ({}, [])
     now = datetime.datetime.now(datetime.UTC)
