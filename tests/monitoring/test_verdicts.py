@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -19,8 +20,9 @@ from monitoring.text_pairs import TextPair
 from monitoring.tick import RouteReport, run_tick
 from monitoring.verdicts import PAIRS_AN_HOUR, Verdict, compare_left, known_verdicts
 from router.compare import compare_online
+from router.metrics import RouterMetrics
 from router.policy_file import load
-from router.records import Record
+from router.records import Comparison, Record
 from router.traffic import TrafficLog
 from tests.monitoring.conftest import NOW, answer, policy, record
 from tests.monitoring.hooks import serving
@@ -173,6 +175,16 @@ def test_a_pair_that_waits_is_no_evidence_and_one_with_a_verdict_is(
     seen = known_verdicts(store, "mail", rules.routes["mail"], 0.0)
     settled = gather(map(seen.over, records), "mail/1", 0).disagreement[""]
     assert (settled.bad, settled.rows) == (4, 10)
+
+
+def test_the_router_counts_such_pairs_apart() -> None:
+    metrics = RouterMetrics(CollectorRegistry())
+    for comparison in (Comparison("judge"), Comparison("rouge_l", True, 1.0)):
+        metrics.count_comparison("mail", comparison)
+    metrics.flush()
+    for result in ("left_to_monitor", "agree"):
+        labels = {"route": "mail", "result": result}
+        assert metrics.registry.get_sample_value("graduate_router_comparisons_total", labels) == 1
 
 
 def test_the_teachers_second_answer_is_compared_alike_and_another_threshold_begins_anew(
