@@ -120,7 +120,7 @@ def _panel(axes: Any, panel: Panel, view: View, times: Sequence[tuple[str, float
     if asks_range:
         axes.set_xlim(_time(view.start), _time(view.end))
         axes.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M:%S"))  # type: ignore[no-untyped-call]
-        axes.xaxis.set_major_locator(mdates.AutoDateLocator(maxticks=5))  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_locator(mdates.AutoDateLocator(minticks=2, maxticks=5))  # type: ignore[no-untyped-call]
         for colour, at in times:
             if view.start <= at <= view.end:
                 axes.axvline(_time(at), color=COLOURS[colour], linewidth=0.8, linestyle=":")
