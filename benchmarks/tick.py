@@ -4,6 +4,15 @@
 
 Prints for each size the seconds and the peak memory of that process, and beside it the ratio to the size before. With
 `--evidently` the same log is then read by evidently in the naive way (`benchmarks.tick_naive`): in one frame, all rows described.
+
+Measured on two cores of a shared machine, Python 3.11, evidently 0.7.23, each alone on the machine:
+
+| records | the whole tick | evidently, five columns of drift and nothing else |
+|---|---|---|
+| 200,000 | 8.8 s, 386 MiB | 9.1 s, 457 MiB |
+| 500,000 | 15.6 s, 398 MiB | 17.7 s, 660 MiB |
+
+The tick also merges late answers, compares, finds slices and topics, flags, gathers a canary's evidence and keeps the ledger.
 """
 
 import argparse
