@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -224,6 +224,9 @@ def _frozen(path: Path) -> dict[str, Split]:
         raise DataError(f"{path}: not a list of frozen rows: {why}") from why
 
 
+SplitBy = Literal["lot", "time"]
+
+
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
     """Shares and seed of the splits. A test share of 0 leaves testing to rows that a file fixes as tests."""
@@ -233,6 +236,8 @@ class BuildOptions:
     seed: int = 0
     near_duplicate: float = 0.7
     """Jaccard similarity of 5-character shingles from which two inputs count as one group."""
+    split_by: SplitBy = "lot"
+    """`lot`: each group's split is drawn by its hash, so rows keep theirs as data grows. `time`: the newest are tests."""
 
 
 def build(
@@ -257,31 +262,8 @@ def build(
     kept = _keep(rows, route.answer, ledger)
     frozen_file = folder / "frozen.json"
     frozen = _frozen(frozen_file)
-    ordered = sorted(kept.items(), key=lambda item: (item[1].at, item[0]))
-    keys = [key for key, _ in ordered]
-    groups = splits.near_duplicate_groups(
-        [normalised(row.messages) for _, row in ordered], chosen.near_duplicate
-    )
-    fixed = {key: row.fixed for key, row in ordered if row.fixed is not None}
-    assigned = splits.assign(
-        groups,
-        keys,
-        test_share=chosen.test_share,
-        validation_share=chosen.validation_share,
-        seed=chosen.seed,
-        frozen={**frozen, **fixed},
-    )
-    # A twin of a row that a file holds out is neither trained on nor a test row: it has no gold answer of its own.
-    held = {g for g, (_, row) in zip(groups, ordered, strict=True) if row.fixed is not None}
-    twins = [g in held and row.fixed is None for g, (_, row) in zip(groups, ordered, strict=True)]
-    for (_, row), is_twin in zip(ordered, twins, strict=True):
-        if is_twin:
-            ledger.drop(row, "near-duplicate of a held-out row")
-    ordered = [item for item, is_twin in zip(ordered, twins, strict=True) if not is_twin]
-    keys = [key for key, _ in ordered]
-    groups = [g for g, is_twin in zip(groups, twins, strict=True) if not is_twin]
-    assigned = [s for s, is_twin in zip(assigned, twins, strict=True) if not is_twin]
-    examples = list(_examples(ordered, groups, assigned, route.answer, task))
+    placed = _place(kept, chosen, frozen, ledger)
+    examples = list(_examples(placed, route.answer, task))
     examples += _balanced_copies(examples, route.answer, chosen.seed)
     counts = Counter(e.split for e in examples)
     if not counts["train"]:
@@ -297,7 +279,7 @@ def build(
         query=query,
         counts={str(split): count for split, count in counts.items()},
         classes=count_classes(examples, form),
-        teachers=tuple(sorted({r.teacher_model for _, r in ordered if r.teacher_model})),
+        teachers=tuple(sorted({p.row.teacher_model for p in placed if p.row.teacher_model})),
         answer=form,
         prompt=route.student.prompt or "{input}",
         max_input_chars=route.student.max_input_chars,
@@ -307,20 +289,52 @@ def build(
     path = folder / f"{task}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     dataset = Dataset.load(path) if path.exists() else save(path, info, examples)
-    tests = {key: s for key, s in zip(keys, assigned, strict=True) if s == "test"}
+    tests = {p.key: p.split for p in placed if p.split == "test"}
     frozen_file.write_bytes(msgspec.json.encode({**frozen, **tests}))
     return dataset
 
 
-def _examples(
-    ordered: Sequence[tuple[str, Row]],
-    groups: Sequence[int],
-    assigned: Sequence[Split],
-    spec: AnswerSpec,
-    task: str,
-) -> Iterator[Example]:
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A kept row with its key, its near-duplicate group and its split."""
+
+    key: str
+    row: Row
+    group: int
+    split: Split
+
+
+def _place(
+    kept: dict[str, Row], options: BuildOptions, frozen: dict[str, Split], ledger: Ledger
+) -> list[_Placed]:
+    """The rows in order of time, each in its split.
+
+    A twin of a row that a file holds out is neither trained on nor a test row: it has no gold answer of its own.
+    """
+    ordered = sorted(kept.items(), key=lambda item: (item[1].at, item[0]))
+    keys = [key for key, _ in ordered]
+    texts = [normalised(row.messages) for _, row in ordered]
+    groups = splits.near_duplicate_groups(texts, options.near_duplicate)
+    settled = {**frozen, **{key: row.fixed for key, row in ordered if row.fixed is not None}}
+    shares = {"test_share": options.test_share, "validation_share": options.validation_share}
+    if options.split_by == "time":
+        assigned = splits.assign_by_time(groups, keys, **shares, frozen=settled)
+    else:
+        assigned = splits.assign(groups, keys, **shares, seed=options.seed, frozen=settled)
+    held = {g for g, (_, row) in zip(groups, ordered, strict=True) if row.fixed is not None}
+    placed = []
+    for (key, row), group, split in zip(ordered, groups, assigned, strict=True):
+        if group in held and row.fixed is None:
+            ledger.drop(row, "near-duplicate of a held-out row")
+        else:
+            placed.append(_Placed(key, row, group, split))
+    return placed
+
+
+def _examples(placed: Sequence[_Placed], spec: AnswerSpec, task: str) -> Iterator[Example]:
     form = spec.model_dump(mode="json", by_alias=True)
-    for (key, row), group, chosen in zip(ordered, groups, assigned, strict=True):
+    for one in placed:
+        row = one.row
         answer = row.gold if row.gold is not None else row.teacher
         assert answer is not None, "rows without an answer were dropped"
         completion = canonical(answer, form)
@@ -332,10 +346,10 @@ def _examples(
             teacher=row.teacher,
             gold=row.gold,
             source=row.source,
-            split=chosen,
-            group=f"{group}",
+            split=one.split,
+            group=f"{one.group}",
             at=row.at,
-            sha256=sha256_of(row.messages, f"{key}{completion}"),
+            sha256=sha256_of(row.messages, f"{one.key}{completion}"),
         )
 
 

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from training.errors import ConfigError
 
 if TYPE_CHECKING:
-    from training.build import Row
+    from training.build import Row, SplitBy
     from training.dataset import Dataset
     from training.imports import Imported
 
@@ -89,6 +89,9 @@ def build(
     test_share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.2,
     validation_share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.15,
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
+    split_by: Annotated[
+        str, typer.Option(help="lot: by each input's hash. time: the newest rows are tests.")
+    ] = "lot",
     database: Annotated[
         str | None, typer.Option(help="URL of the reviews; default HOME/graduate.db.")
     ] = None,
@@ -106,6 +109,8 @@ def build(
 
     place = Home(home)
     with operator_errors():
+        by = _split_by(split_by)
+        options = core.BuildOptions(test_share, validation_share, seed, split_by=by)
         columns = Columns.parse(core.Keys(input_key, teacher_key, gold_key), column or [])
         read = [imports.read(path, columns, form=form) for path in file or []]
         read += [imports.read(path, columns, form=form, fixed="test") for path in test_file or []]
@@ -122,12 +127,24 @@ def build(
             "route": route, "since": since_, "until": until, "traffic": traffic,
             "files": [str(p) for p in file or []], "test_files": [str(p) for p in test_file or []],
             "imports": [one.summary() for one in read], "reviews": len(reviews), "seed": seed,
+            **({"split_by": split_by} if split_by != "lot" else {}),
         }  # fmt: skip
         dataset = core.build(
             core.with_gold(core.with_reviews(rows, reviews), gold), chosen, route, place.datasets,
-            query=query, options=core.BuildOptions(test_share, validation_share, seed),
+            query=query, options=options,
         )  # fmt: skip
     _show(dataset, as_json)
+
+
+def _split_by(said: str) -> "SplitBy":
+    """How splits are made.
+
+    Raises:
+        ConfigError: there is no such way.
+    """
+    if said not in ("lot", "time"):
+        raise ConfigError(f"--split-by {said!r}: allowed: lot, time")
+    return cast("SplitBy", said)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ once in a frozen test set are named by the caller and stay there.
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -88,11 +88,7 @@ def assign(
         keys: what identifies each row's input for good, such as its content hash; oldest row first.
         frozen: splits that earlier datasets gave to some keys; they win, for the whole group.
     """
-    earlier = frozen or {}
-    chosen: dict[int, Split] = {}
-    for group, key in zip(groups, keys, strict=True):
-        if key in earlier:
-            chosen[group] = earlier[key]
+    chosen = _frozen(groups, keys, frozen)
     for group, key in zip(groups, keys, strict=True):
         if group in chosen:
             continue
@@ -104,6 +100,47 @@ def assign(
         else:
             chosen[group] = "train"
     return [chosen[group] for group in groups]
+
+
+def assign_by_time(
+    groups: Sequence[int],
+    keys: Sequence[str],
+    *,
+    test_share: float,
+    validation_share: float,
+    frozen: Mapping[str, Split] | None = None,
+) -> list[Split]:
+    """A split for each row by age: the newest are tests, those before them validation, as a student is used on what comes.
+
+    Args:
+        groups: near-duplicate group of each row; a group is as old as its newest row, and goes to one split.
+        keys: what identifies each row's input for good; oldest row first.
+        frozen: splits that earlier datasets gave to some keys; they win, for the whole group.
+    """
+    chosen = _frozen(groups, keys, frozen)
+    newest = {group: place for place, group in enumerate(groups)}
+    sizes = Counter(groups)
+    left = {
+        "test": round(test_share * len(groups)),
+        "validation": round(validation_share * len(groups)),
+    }
+    splits: tuple[Split, ...] = ("test", "validation")
+    for group in sorted(newest, key=lambda g: -newest[g]):
+        if group in chosen:
+            continue
+        place: Split = next((name for name in splits if left[name] > 0), "train")
+        chosen[group] = place
+        if place != "train":
+            left[place] -= sizes[group]
+    return [chosen[group] for group in groups]
+
+
+def _frozen(
+    groups: Sequence[int], keys: Sequence[str], frozen: Mapping[str, Split] | None
+) -> dict[int, Split]:
+    """Groups with a row whose split is settled."""
+    earlier = frozen or {}
+    return {group: earlier[key] for group, key in zip(groups, keys, strict=True) if key in earlier}
 
 
 def balanced(classes: Sequence[str], keys: Sequence[str], seed: int = 0) -> list[int]:

@@ -49,6 +49,29 @@ def test_rows_keep_their_split_when_data_grows(dataset: Dataset, tmp_path: Path)
     }
 
 
+def test_by_time_the_newest_rows_are_tests(tmp_path: Path) -> None:
+    options = build.BuildOptions(test_share=0.2, validation_share=0.1, split_by="time")
+    made = build.build(rows(60), route(), "mail", tmp_path, query={}, options=options)
+    at = {name: [e.at for e in made.of(name)] for name in ("train", "validation", "test")}
+    assert max(at["train"]) < min(at["validation"])
+    assert max(at["validation"]) < min(at["test"])
+    assert 10 <= len(at["test"]) <= 14
+    later = build.build(rows(80), route(), "mail", tmp_path, query={}, options=options)
+    tests = {e.id for e in later.of("test")}
+    assert {e.id for e in made.of("test")} <= tests
+    assert "r79" in tests
+
+
+def test_a_group_is_as_old_as_its_newest_row() -> None:
+    groups, keys = [0, 1, 2, 0, 3], ["a", "b", "c", "d", "e"]
+    found = split.assign_by_time(groups, keys, test_share=0.4, validation_share=0.2)
+    assert found == ["test", "train", "validation", "test", "test"]
+    frozen = split.assign_by_time(
+        groups, keys, test_share=0.4, validation_share=0.2, frozen={"a": "train"}
+    )
+    assert frozen == ["train", "validation", "test", "train", "test"]
+
+
 def test_no_near_duplicate_is_on_both_sides(tmp_path: Path) -> None:
     twins = []
     for row in rows(60):
