@@ -30,9 +30,8 @@ def hand_over_curves(
         tables = [np.asarray(c.curve) for c in mine]
         curves = [np.interp(shares, table[:, 0], table[:, 1]) for table in tables]
         mean = 100 * np.mean(curves, axis=0)
-        axes.plot(
-            100 * shares, mean, color=ARM_COLOURS[arm], lw=2, label=f"arm {arm}, {len(mine)} seeds"
-        )
+        named = f"arm {arm}, {len(mine)} seed{'s' if len(mine) > 1 else ''}"
+        axes.plot(100 * shares, mean, color=ARM_COLOURS[arm], lw=2, label=named)
         handed = 100 * np.mean([c.handed_over for c in mine])
         right = 100 * np.mean([c.accuracy.share for c in mine])
         axes.plot([handed], [right], "o", color=ARM_COLOURS[arm], mec="black", zorder=5)
@@ -45,7 +44,7 @@ def hand_over_curves(
         ylabel="right against people's labels, %",
         title="Toxic comments, test-balanced: SmolLM2-135M student and GPT-4 together",
     )
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")  # all curves end low on the right
     save_figure(figure, path)
 
 

@@ -12,6 +12,10 @@ TITLES = {
 """Headings of the sets of rows; others go by their file's name."""
 
 
+SEEDS = 3
+"""Seeds an arm from which on a conclusion counts: an interval over rows says nothing of another seed."""
+
+
 def _points(gap: dict[str, Any]) -> str:
     return (
         f"{100 * gap['difference']:+.1f} points [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}], "
@@ -23,7 +27,7 @@ def _of(summaries: Sequence[dict[str, Any]], arm: str, test: str) -> dict[str, A
     return next((s for s in summaries if s["arm"] == arm and s["test"] == test), None)
 
 
-def goals(summaries: Sequence[dict[str, Any]], seeds: int = 3) -> list[dict[str, Any]]:
+def goals(summaries: Sequence[dict[str, Any]], seeds: int = SEEDS) -> list[dict[str, Any]]:
     """The study's goals, each with what was reached and whether that is it; a goal without all seeds is open."""
     found = []
     for arm, wanted in (("A", 0.87), ("E", 0.89)):
@@ -78,7 +82,10 @@ def conclusions(summaries: Sequence[dict[str, Any]], gaps: dict[str, dict[str, A
         verdict = (
             "supported" if gap["low"] > 0 else "contradicted" if gap["high"] < 0 else "not shown either way"
         )  # fmt: skip
-        said.append(f"{claim}: {verdict}: {_points(gap)} ({gap['seeds']} seeds).")
+        seeds = gap["seeds"]
+        if seeds < SEEDS:
+            verdict += f" so far ({SEEDS} seeds are needed to settle it)"
+        said.append(f"{claim}: {verdict}: {_points(gap)} ({seeds} seed{'s' if seeds > 1 else ''}).")
     said += [
         f"Arm {line['arm']} against GPT-4 alone: {_points(line['against_teacher'])}."
         for line in summaries

@@ -299,6 +299,9 @@ def test_words_say_what_a_gap_shows() -> None:
     )
     assert "supported: +2.0 points [+1.0, +3.0], p = 0.001 (3 seeds)" in up
     assert "contradicted" in down
+    (early,) = study_words.conclusions([], {"B-A": {**gap, "seeds": 1}})
+    assert "supported so far (3 seeds are needed to settle it): +2.0 points" in early
+    assert early.endswith("(1 seed).")
 
 
 def test_an_unknown_arm_or_key_is_refused() -> None:
