@@ -33,6 +33,9 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _ratio(results: Results, name: str, other: str) -> float | None:
+    """Requests/s beside another row's; None where only one of the two was measured on a quiet machine."""
+    if results.noisy(name) != results.noisy(other):
+        return None
     mine = results.median(name, "c32", "requests_per_second")
     theirs = results.median(other, "c32", "requests_per_second")
     return mine / theirs if mine is not None and theirs else None
