@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from router import auth
 from router.app import Router
 from router.cli import app
-from router.errors import PolicyError
+from router.errors import PolicyError, Unauthorized
 from router.settings import RouterSettings
 from tests.router.conftest import Behaviour, Live, Start, policy_text
 
@@ -252,7 +252,7 @@ def test_an_expired_key_is_refused() -> None:
     ring = auth.KeyRing({entry.hash: entry})
     headers = {"authorization": f"Bearer {key}"}
     assert ring.identify(headers, NOW.timestamp() + 3599) == entry
-    with pytest.raises(auth.Unauthorized, match="expired"):
+    with pytest.raises(Unauthorized, match="expired"):
         ring.identify(headers, NOW.timestamp() + 3600)
 
 

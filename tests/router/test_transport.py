@@ -59,7 +59,7 @@ def answers(*replies: bytes) -> Handler:
 
 
 async def get(connections: Pool, **limits: float) -> tuple[int, bytes]:
-    reply = await connections.request(b"GET", b"/x", [], **limits)
+    reply = await connections.request(b"GET", b"/x", [], b"", **limits)
     return reply.status, await reply.read()
 
 
