@@ -50,15 +50,15 @@ class Process:
         )  # fmt: skip
 
     def wait_ready(self) -> None:
-        deadline = time.monotonic() + 20
-        while True:
+        # Looks, not seconds: a machine that pauses both of us is nobody's fault.
+        for _ in range(400):
             try:
                 if self.get("/ready").status_code == 200:
                     return
             except httpx.HTTPError:
                 assert self.process.poll() is None, self.said()
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            time.sleep(0.05)
+        pytest.fail("not ready after 400 looks")
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.admin}{path}", trust_env=False)
