@@ -139,7 +139,7 @@ def _attend_prompt(
         is_causal=prompt.mask is None,
         enable_gqa=True,
     )
-    mixed[slot.start : slot.stop] = out[0].transpose(0, 1).flatten(1)
+    mixed.view(-1, *q.shape[1:])[slot.start : slot.stop] = out[0].transpose(0, 1)
 
 
 def _attend_singles(singles: _Singles, q: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:

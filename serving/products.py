@@ -37,6 +37,15 @@ class Product:
             return _packed_linear(x, self._weight, self._bias)
         return functional.linear(x, self._weight, self._bias)
 
+    def onto(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """The product plus `other` [n, outputs], in one operator where that can be; `other` is left as it is."""
+        if self._is_packed:
+            out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+                x, other, self._weight, self._bias, "add"
+            )
+            return out
+        return functional.linear(x, self._weight, self._bias).add_(other)
+
 
 def _packed(weight: torch.Tensor) -> Any:
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
@@ -57,7 +66,10 @@ def _can_pack() -> bool:
     bias = torch.randn(96, generator=draw)
     try:
         with torch.inference_mode():
-            found = _packed_linear(x, _packed(weight), bias)
+            packed = _packed(weight)
+            found = _packed_linear(x, packed, bias)
+            twice = torch.ops.mkldnn._linear_pointwise.binary(x, found, packed, bias, "add")
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
-    return torch.allclose(found, functional.linear(x, weight, bias), atol=1e-4)
+    wanted = functional.linear(x, weight, bias)
+    return torch.allclose(found, wanted, atol=1e-4) and torch.allclose(twice, 2 * wanted, atol=2e-4)

@@ -15,6 +15,12 @@ def test_a_product_is_torchs_linear(rows: int, has_bias: bool) -> None:
     bias = torch.randn(48, generator=draw) if has_bias else None
     wanted = functional.linear(x, weight, bias)
     with torch.inference_mode():
-        found = Product(weight.clone(), bias)(x)
+        product = Product(weight.clone(), bias)
+        found = product(x)
+        other = torch.randn(rows, 48, generator=draw)
+        before = other.clone()
+        onto = product.onto(x, other)
     assert found.shape == (rows, 48)
     assert torch.allclose(found, wanted, atol=1e-4)
+    assert torch.allclose(onto, wanted + before, atol=1e-4)
+    assert torch.equal(other, before)
