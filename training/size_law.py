@@ -81,10 +81,14 @@ def law(runs: Mapping[int, Sequence[float]], *, worth: float = WORTH, seed: int 
         runs: rows → the error (a share) of each seed at that size.
         worth: gain from doubling that is worth having.
     """
+    dumb = sorted(n for n, errors in runs.items() if min(errors) >= 1)
+    runs = {n: errors for n, errors in runs.items() if n not in dumb}
     sizes = sorted(runs)
     refused = _refusal(runs, sizes)
     if refused:
-        return _unknown(refused)
+        # A size at which every answer is wrong says nothing of the slope, and its seeds agree for no good reason.
+        told = f" (at {', '.join(map(str, dumb))} rows no answer is right)" if dumb else ""
+        return _unknown(refused + told)
     generator = np.random.default_rng(seed)
     means = [max(float(np.mean(runs[n])), 1e-4) for n in sizes]
     fitted = fit(sizes, means)

@@ -167,6 +167,14 @@ def test_points_that_show_no_law_are_said_not_to(runs: dict[int, list[float]], w
     assert found.at_twice is None
 
 
+def test_sizes_without_a_right_answer_do_not_make_a_law() -> None:
+    runs = {21: [1.0] * 3, 42: [1.0] * 3, 104: [0.8, 0.796, 0.811], 418: [0.67, 0.678, 0.674]}
+    found = size_law.law(runs)
+    assert found.verdict == "not identifiable"
+    assert "2 sizes; a law of three numbers needs at least 4" in found.why
+    assert "at 21, 42 rows no answer is right" in found.why
+
+
 def test_intervals_hold_the_truth_and_a_flat_curve_is_seldom_a_law() -> None:
     true, held, laws = (0.05, 2.0, 0.5), 0, 0
     for seed in range(40):
