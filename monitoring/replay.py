@@ -32,8 +32,8 @@ from monitoring.replay_outcome import (
     token_cost,
     why_falls,
 )
-from router.decide import DEFAULT, Decision, decide
-from router.policy import Route
+from router.decide import Decision, decide
+from router.policy import DEFAULT, Route
 from router.policy_file import LoadedPolicy
 from router.records import Answer, Record
 

@@ -16,8 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from router.decide import DEFAULT
-from router.policy import Policy, Price
+from router.policy import DEFAULT, Policy, Price
 from router.records import Answer, Record
 
 DAY = 86400.0

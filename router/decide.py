@@ -11,13 +11,10 @@ from hashlib import blake2b
 import msgspec
 
 from router.difficulty import not_easy
-from router.policy import Match, Mode, Policy, Route
+from router.policy import DEFAULT, Match, Mode, Policy, Route
 from router.policy_file import LoadedPolicy
 from router.records import Role
 from router.wire import RequestView
-
-DEFAULT = "default"
-"""Route name in records of requests that match no route."""
 
 
 class Decision(msgspec.Struct, frozen=True):

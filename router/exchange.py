@@ -20,9 +20,9 @@ import msgspec
 from router import bodies, guard
 from router.auth import KeyEntry, permit
 from router.compare import compare_online
-from router.decide import DEFAULT, Decision, decide
+from router.decide import Decision, decide
 from router.errors import BackendError
-from router.policy import Route, Student
+from router.policy import DEFAULT, Route, Student
 from router.recorder import Recorder
 from router.records import Answer, Purpose
 from router.services import InForce, Services

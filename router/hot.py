@@ -24,10 +24,10 @@ import msgspec
 from router import bodies, wire
 from router.auth import KeyEntry, permit
 from router.cycle import CONNECTION, Cycle, Scope
-from router.decide import DEFAULT
 from router.errors import BackendError, CallerError, LimitExceeded, TooLarge
 from router.exchange import BrokenStream, Outgoing, begin
 from router.heads import Head
+from router.policy import DEFAULT
 from router.services import InForce, Services
 from router.teacher import reply_headers, request_headers
 from router.transport import Header

@@ -11,6 +11,9 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from router.answer_spec import AnswerSpec, Guard, Judge, Regex, Strict, Template, at_key, regex
 from router.quantities import Seconds, Share
 
+DEFAULT = "default"
+"""Name, in records and counts, of what meets no route; so no route may have it."""
+
 Mode = Literal["teacher", "dark_launch", "canary", "hybrid", "student"]
 FlagFeedback = Literal["negative", "any", "off"]
 

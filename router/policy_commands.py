@@ -3,8 +3,9 @@
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +14,10 @@ from rich.table import Table
 from router import policy_file
 from router.errors import CallerError, PolicyError
 from router.home import Home
+
+if TYPE_CHECKING:
+    from router.decide import Decision
+    from router.policy import Policy
 
 err = Console(stderr=True)
 
@@ -98,42 +103,23 @@ def explain(
     """
     from msgspec.structs import asdict
 
-    from router.decide import DEFAULT, decide
+    from router.decide import decide
     from router.wire import parse
 
     loaded = _load(policy, home, as_json)
-    headers = {"x-graduate-user": user} if user else {}
-    for pair in header or ():
-        name, equals, value = pair.partition("=")
-        if not equals:
-            err.print(
-                f"--header {pair!r}: allowed: name=value",
-                style="red",
-                highlight=False,
-                markup=False,
-            )
-            raise typer.Exit(2)
-        headers[name.lower()] = value
+    headers = _named_values(header or ())
+    if user:
+        headers["x-graduate-user"] = user
     try:
         body = sys.stdin.buffer.read() if str(request) == "-" else request.read_bytes()
         decision = decide(
             loaded, parse(path, headers, body, caller), random.random() if draw is None else draw
         )
     except OSError as why:
-        err.print(
-            f"{request}: cannot be read: {why.strerror}", style="red", highlight=False, markup=False
-        )
-        raise typer.Exit(2) from why
+        raise _refused(f"{request}: cannot be read: {why.strerror}") from why
     except CallerError as why:
-        err.print(f"{request}: {why}", style="red", highlight=False, markup=False)
-        raise typer.Exit(2) from why
-    route = loaded.policy.routes.get(decision.route) if decision.route != DEFAULT else None
-    backend = loaded.policy.default.teacher.backend
-    if route is not None:
-        student = route.student
-        backend = (
-            student.backend if decision.arm == "student" and student else route.teacher.backend
-        )
+        raise _refused(f"{request}: {why}") from why
+    backend = _answering(loaded.policy, decision)
     found: dict[str, Any] = {**asdict(decision), "backend": backend, "policy_digest": loaded.digest}
     if as_json:
         typer.echo(json.dumps(found))
@@ -142,6 +128,31 @@ def explain(
     for key, value in found.items():
         table.add_row(key, str(value))
     Console().print(table)
+
+
+def _named_values(pairs: Sequence[str]) -> dict[str, str]:
+    """Headers of `name=value`, their names in small letters."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise _refused(f"--header {pair!r}: allowed: name=value")
+        found[name.lower()] = value
+    return found
+
+
+def _answering(policy: "Policy", decision: "Decision") -> str:
+    """The backend that answers the caller first."""
+    route = policy.routes.get(decision.route)
+    if route is None:
+        return policy.default.teacher.backend
+    student = route.student if decision.arm == "student" else None
+    return student.backend if student else route.teacher.backend
+
+
+def _refused(message: str) -> typer.Exit:
+    err.print(message, style="red", highlight=False, markup=False)
+    return typer.Exit(2)
 
 
 def schema() -> None:

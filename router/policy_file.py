@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from router.difficulty import DifficultyModel, load_model
 from router.errors import PolicyError, Problem
-from router.policy import Gates, Policy, Rollouts, judge_of
+from router.policy import DEFAULT, Gates, Policy, Rollouts, judge_of
 
 KeyPath = tuple[str | int, ...]
 M = typing.TypeVar("M", bound=BaseModel)
@@ -189,11 +189,13 @@ def parse(path: Path, model: type[M]) -> M:
 
 
 def _dangling(policy: Policy) -> Iterator[tuple[KeyPath, str, str]]:
-    """Names that point at nothing: key path, value, what is allowed."""
+    """Names that point at nothing, or at two things: key path, value, what is allowed."""
     backends = sorted(policy.backends)
     allowed = f"no such backend; allowed: {', '.join(backends)}"
     if policy.default.teacher.backend not in policy.backends:
         yield ("default", "teacher", "backend"), policy.default.teacher.backend, allowed
+    if DEFAULT in policy.routes:  # its records and counts would be the other requests' too
+        yield ("routes", DEFAULT), DEFAULT, "another name: this is the name of what meets no route"
     for name, route in policy.routes.items():
         if route.teacher.backend not in policy.backends:
             yield ("routes", name, "teacher", "backend"), route.teacher.backend, allowed

@@ -125,6 +125,7 @@ IN_FILE = [
     ("    student: {backend: up, adapter: mail, version: 1}\n    mode: teacher", "    mode: canary", 7, "routes.mail.mode", "needs a student"),
     ("mode: teacher", "mode: teacher\n    mode: student", 9, "routes.mail.mode", "given twice"),
     ("mode: teacher", "mode: off", 8, "routes.mail.mode", "'dark_launch'"),
+    ("mail:\n", "default:\n", 5, "routes.default", "another name"),
     ("default:", "defualt: 1\ndefault:", 9, "defualt", "did you mean 'default'?"),
 ]  # fmt: skip
 
