@@ -30,7 +30,7 @@ def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str
         ["router", "ship"], ["router", "keys", "add"], ["router", "keys", "list"], ["router", "keys", "revoke"],
         ["serving", "serve"], ["serving", "replay"], ["serving", "adapters", "list"],
         ["monitor", "serve"], ["monitor", "tick"], ["monitor", "report"], ["monitor", "review"], ["monitor", "rollout"],
-        ["monitor", "calibrate"], ["monitor", "replay"], ["monitor", "savings"], ["monitor", "triggers"], ["monitor", "dashboards"],
+        ["monitor", "calibrate"], ["monitor", "replay"], ["monitor", "savings"], ["monitor", "triggers"], ["monitor", "compare"], ["monitor", "dashboards"],
         ["train", "build"], ["train", "preflight"], ["train", "fit"], ["train", "evaluate"], ["train", "publish"],
         ["train", "curate", "run"], ["train", "curate", "restore"], ["train", "curate", "example"], ["train", "label"],
         ["train", "experiment"], ["train", "mistakes"], ["train", "pairs"], ["train", "study", "jigsaw"],
