@@ -43,7 +43,10 @@ def sizes(ablation: Ablation, path: Path) -> None:
     means = [max(1 - float(np.mean(p.accuracies)), 1e-4) for p in ablation.points]
     axes.plot(rows, [100 * m for m in means], "o", color=STUDENT, label="mean of the seeds")
     if ablation.law.identifiable:
-        floor, scale, exponent = fit(rows, means)
+        told = [
+            i for i, p in enumerate(ablation.points) if max(p.accuracies) > 0
+        ]  # as the law has it
+        floor, scale, exponent = fit([rows[i] for i in told], [means[i] for i in told])
         along = np.geomspace(rows[0], 5 * rows[-1], 60)
         axes.plot(along, 100 * (floor + scale * along**-exponent), color=STUDENT, lw=1.2,
                   label=f"{100 * floor:.1f} % + {scale:.2g} · rows^-{exponent:.2f}")  # fmt: skip
@@ -58,5 +61,10 @@ def sizes(ablation: Ablation, path: Path) -> None:
         xscale="log", yscale="log", xlabel="training rows", ylabel="wrong validation answers, %",
         title=f"{ablation.law.verdict} (equal {ablation.budget})",
     )  # fmt: skip
+    axes.set_xticks(rows, [f"{n:,}" for n in rows])
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    steps = [n for n in (1, 2, 3, 5, 7, *range(10, 101, 10)) if low <= n <= high]
+    axes.set_yticks(steps, [f"{n}" for n in steps])
     axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
