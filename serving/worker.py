@@ -45,8 +45,9 @@ class WorkerSettings:
     """Requests that may wait; above it they are refused."""
     max_total_tokens: int | None = None
     """Prompt and answer together; None takes what the model was made for."""
-    max_prefill_tokens: int = 256
-    """Prompt tokens that join in one step; beyond some hundred, a token costs the same in a step of more."""
+    max_prefill_tokens: int = 1024
+    """New prompt tokens that join in one step. Fewer than a batch's make its rows end apart, and adapters are then not
+    stacked: measured in benchmarks/engine/README.md."""
     max_batch_total_tokens: int = 65_536
     """Cached tokens of all rows."""
     adapter_memory_bytes: int = 512 << 20
