@@ -35,11 +35,20 @@ class MonitorMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._of_disagreement()
+        self._of_drift()
+        self._of_people()
+        self._of_rollouts()
+        self._of_traffic()
+        self._of_ticks()
+        self._shown: dict[tuple[Gauge, str], set[tuple[str, ...]]] = {}
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"graduate_monitoring_{name}", text, list(labels), registry=registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        full = f"graduate_monitoring_{name}"
+        return Gauge(full, text, list(labels), registry=self.registry)
 
-        by_adapter = ("route", "adapter")
+    def _of_disagreement(self) -> None:
+        gauge, by_adapter = self._gauge, ("route", "adapter")
         self.disagreement = gauge("disagreement_share", "Student against teacher", *by_adapter)
         self.disagreement_low = gauge(
             "disagreement_low", "Lower end of its 95 % interval", *by_adapter
@@ -62,6 +71,9 @@ class MonitorMetrics:
         self.fields = gauge(
             "field_disagreement_share", "Disagreement of one JSON field", *by_adapter, "field"
         )
+
+    def _of_drift(self) -> None:
+        gauge = self._gauge
         self.drifted = gauge("drift", "1 when an input column alarms", "route")
         self.drift_lasts = gauge("drift_lasts", "1 when windows together show drift", "route")
         self.drift_evidence = gauge(
@@ -85,9 +97,15 @@ class MonitorMetrics:
         self.drift_mean = gauge(
             "drift_column_mean", "Mean of a numeric column", "route", "column", "window"
         )
+
+    def _of_people(self) -> None:
+        gauge = self._gauge
         self.flags_open = gauge("flags_open", "Flags that wait for a review", "route")
         self.flags_waiting = gauge("flags_waiting", "Flags that wait, by kind", "route", "kind")
         self.reviews = gauge("reviews", "Decisions that stand, by verdict", "route", "verdict")
+
+    def _of_rollouts(self) -> None:
+        gauge = self._gauge
         self.thresholds = gauge(
             "hybrid_threshold",
             "Of the policy: min_confidence, max_difficulty",
@@ -107,6 +125,9 @@ class MonitorMetrics:
         self.triggers = gauge(
             "trigger_due", "1 when this says that a student be distilled again", "route", "kind"
         )
+
+    def _of_traffic(self) -> None:
+        gauge = self._gauge
         self.records = gauge("window_records", "Records in the window", "route")
         self.served = gauge("window_served_records", "By who answered", "route", "served_by")
         self.costs = gauge("window_cost_usd", "US dollars in the window", "route", "role")
@@ -123,19 +144,20 @@ class MonitorMetrics:
         self.window_end = gauge(
             "window_end_timestamp_seconds", "Time of the newest record in the window", "route"
         )
-        self.ticked_at = gauge("tick_timestamp_seconds", "When the last tick ended")
+
+    def _of_ticks(self) -> None:
+        self.ticked_at = self._gauge("tick_timestamp_seconds", "When the last tick ended")
         self.ticks = Counter(
-            "graduate_monitoring_ticks", "Ticks, by result", ["result"], registry=registry
+            "graduate_monitoring_ticks", "Ticks, by result", ["result"], registry=self.registry
         )
         for result in ("ok", "error"):  # there from the start, or the first error is no increase
             self.ticks.labels(result)
         self.notices = Counter(
             "graduate_monitoring_notices", "Tries to tell a webhook of a canary's move, by result",
-            ["result"], registry=registry,
+            ["result"], registry=self.registry,
         )  # fmt: skip
         for result in ("ok", "error"):
             self.notices.labels(result)
-        self._shown: dict[tuple[Gauge, str], set[tuple[str, ...]]] = {}
 
     def show(self, route: str, report: dict[str, Any]) -> None:
         """Set the gauges of one route from its newest report."""

@@ -109,9 +109,8 @@ def _mask(slot: Slot) -> torch.Tensor | None:
 def _together(singles: Sequence[Slot], num_tokens: int) -> _Singles:
     rows, flat = [s.row for s in singles], [s.start for s in singles]
     num_rows = rows[-1] + 1
-    cached = torch.zeros(
-        num_rows, dtype=torch.long
-    )  # a row of a prompt sees its first token: something
+    # A prompt's row among them sees its first token, so that its softmax is over something.
+    cached = torch.zeros(num_rows, dtype=torch.long)
     cached[rows] = torch.tensor([s.cached for s in singles])
     longest = max(s.cached for s in singles) + 1
     bias = torch.zeros(num_rows, longest)

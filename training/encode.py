@@ -85,10 +85,15 @@ def encode(
     )
 
 
-def longest_answer(examples: Sequence[Example], tokenizer: Tokenizer) -> int:
-    """Tokens of the longest completion, its end included: how far an answer may go before it is off the track."""
+SLACK_TOKENS = 8
+"""An answer may be so much longer than the longest one known."""
+
+
+def answer_limit(examples: Sequence[Example], tokenizer: Tokenizer) -> int:
+    """Tokens that an answer may have: the longest completion and its end, and some to see that it is off the track."""
     texts = {e.completion for e in examples}
-    return max((len(tokenizer.encode(t, add_special_tokens=False)) for t in texts), default=0) + 1
+    longest = max((len(tokenizer.encode(t, add_special_tokens=False)) for t in texts), default=0)
+    return longest + 1 + SLACK_TOKENS
 
 
 def buckets(rows: Sequence[Sized], batch_size: int, order: Sequence[int]) -> list[list[int]]:

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from training.evaluate import Evaluation
     from training.predict import Predictor, Progress
 
-SLACK_TOKENS = 8
-"""An answer may be so much longer than the longest one known."""
-
 
 def evaluate(
     run: Annotated[Path | None, typer.Option(help="Run folder; default: the newest one.")] = None,
@@ -56,7 +53,7 @@ def evaluate(
     from training import lora
     from training.commands import newest, open_base_model, operator_errors, progress_bar
     from training.dataset import Dataset
-    from training.encode import longest_answer
+    from training.encode import answer_limit
     from training.predict import ModelPredictor
 
     place = Home(home)
@@ -66,7 +63,7 @@ def evaluate(
         dataset = Dataset.load(Path(origin["dataset"]))
         price = teacher_price(place, policy, dataset.info.task)
         base = open_base_model(origin["model"], place)
-        longest = longest_answer(dataset.examples, base.tokenizer) + SLACK_TOKENS
+        longest = answer_limit(dataset.examples, base.tokenizer)
         asked = len(dataset.of("test")) * (1 + zero_shot + (few_shot > 0))
         with progress_bar(quiet=as_json) as tell:
             count = _counter(tell, asked + len(dataset.of("validation")))

@@ -15,7 +15,7 @@ from training.config import Explanations
 from training.dataset import Example
 from training.encode import Encoded, Tokenizer, encode_prompt
 from training.errors import DataError
-from training.side_files import entries, named
+from training.side_files import entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def load(path: Path) -> dict[str, str]:
             raise DataError(
                 f"{place}: explanation = {said!r:.60}: allowed: a text that is not empty"
             )
-        found |= dict.fromkeys(named(place, keys), said.strip())
+        found |= dict.fromkeys(keys, said.strip())
     return found
 
 

@@ -141,14 +141,14 @@ def _ask(
 ) -> list[Any]:
     from training import lora
     from training.commands import open_base_model, progress_bar
-    from training.encode import longest_answer
-    from training.evaluate_command import SLACK_TOKENS, open_origin
+    from training.encode import answer_limit
+    from training.evaluate_command import open_origin
     from training.predict import ModelPredictor
 
     base = open_base_model(open_origin(folder)["model"], place)
     student = ModelPredictor(
         "student", lora.load_adapter(base.model, folder / "adapter"), base.tokenizer, dataset.info.prompt,
-        dataset.info.max_input_chars, longest_answer(dataset.examples, base.tokenizer) + SLACK_TOKENS,
+        dataset.info.max_input_chars, answer_limit(dataset.examples, base.tokenizer),
     )  # fmt: skip
     with progress_bar(quiet) as tell:
         done = 0

@@ -70,8 +70,8 @@ def _errors(run: Path, data: "Dataset", place: Any, tell: Tell) -> "list[Judgeme
     """The run's student, asked all training and validation rows that have a gold answer."""
     from training import lora, preference
     from training.commands import open_base_model
-    from training.encode import longest_answer
-    from training.evaluate_command import SLACK_TOKENS, open_origin
+    from training.encode import answer_limit
+    from training.evaluate_command import open_origin
     from training.predict import ModelPredictor
 
     origin = open_origin(run)
@@ -92,7 +92,7 @@ def _errors(run: Path, data: "Dataset", place: Any, tell: Tell) -> "list[Judgeme
         base.tokenizer,
         data.info.prompt,
         data.info.max_input_chars,
-        longest_answer(data.examples, base.tokenizer) + SLACK_TOKENS,
+        answer_limit(data.examples, base.tokenizer),
     )
     answers = [found.text for found in student.predict(rows, count)]
     return preference.from_gold(rows, answers)

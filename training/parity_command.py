@@ -80,27 +80,20 @@ def _expected(run: Path, place: "Home", rows: int) -> "tuple[list[Expected], int
     Raises:
         DataError: the run, its dataset or its adapter is not there.
     """
-    from training import lora, publish
     from training import parity as core
+    from training import publish
     from training.commands import open_base_model
     from training.dataset import Dataset
-    from training.encode import longest_answer
     from training.errors import DataError
-    from training.evaluate_command import SLACK_TOKENS, open_origin
-    from training.predict import ModelPredictor
+    from training.evaluate_command import open_origin
 
     origin = open_origin(run)
     if not (run / "adapter" / "adapter_config.json").exists():
         raise DataError(f"{run}: no adapter in it; allowed: a run folder")
     dataset = Dataset.load(Path(origin["dataset"]))
-    base = open_base_model(origin["model"], place)
-    held = publish.held_out(dataset, rows)
-    limit = longest_answer(held, base.tokenizer) + SLACK_TOKENS
-    info = dataset.info
-    settings = (base.tokenizer, info.prompt, info.max_input_chars, limit)
-    plain = [p.text for p in ModelPredictor("base", base.model, *settings).predict(held)]
-    adapted = lora.load_adapter(base.model, run / "adapter")
-    return core.expected(held, ModelPredictor("student", adapted, *settings), plain), limit
+    student, plain = publish.reloaded(run, open_base_model(origin["model"], place), dataset, rows)
+    wanted = core.expected(publish.held_out(dataset, rows), student, plain)
+    return wanted, student.max_new_tokens
 
 
 def _asked(

@@ -16,7 +16,10 @@ from typing import Any, Literal
 from safetensors import safe_open
 
 from router.policy import Route
+from serving.base_model import BaseModel
+from training import lora
 from training.dataset import Dataset, DatasetInfo
+from training.encode import answer_limit
 from training.errors import DataError, PublishRefused
 from training.predict import ModelPredictor
 
@@ -125,6 +128,21 @@ def parity(
 def held_out(dataset: Dataset, rows: int) -> list[Any]:
     """The rows that parity asks: the first of validation, which no figure is reported on."""
     return list(dataset.of("validation"))[:rows]
+
+
+def reloaded(
+    run: Path, base: BaseModel, dataset: Dataset, rows: int
+) -> tuple[ModelPredictor, list[str]]:
+    """The student out of the run's files, and the base model's answers to the held-out rows without it.
+
+    The base model is asked first: the adapter is laid on it and stays.
+    """
+    info = dataset.info
+    limit = answer_limit(dataset.examples, base.tokenizer)
+    settings = (base.tokenizer, info.prompt, info.max_input_chars, limit)
+    plain = ModelPredictor("base", base.model, *settings).predict(held_out(dataset, rows))
+    adapted = lora.load_adapter(base.model, run / "adapter")
+    return ModelPredictor("student", adapted, *settings), [p.text for p in plain]
 
 
 Verdict = Literal["publish", "hybrid only", "do not graduate"]

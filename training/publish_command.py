@@ -138,16 +138,11 @@ def _serving_checks(
     from training import lora
     from training import publish as core
     from training.commands import open_base_model
-    from training.predict import ModelPredictor
 
     base = open_base_model(origin["model"], place)
     wrong = core.lint(run / "adapter", len(lora.decoder_of(base.model).layers))
-    info = dataset.info
-    settings = (base.tokenizer, info.prompt, info.max_input_chars)
-    plain = ModelPredictor("base", base.model, *settings, max_new_tokens=24)
-    base_answers = [p.text for p in plain.predict(core.held_out(dataset, rows))]
-    reloaded = ModelPredictor("student", lora.load_adapter(base.model, run / "adapter"), *settings)
-    return wrong, core.parity(dataset, reloaded, base_answers, rows)
+    student, base_answers = core.reloaded(run, base, dataset, rows)
+    return wrong, core.parity(dataset, student, base_answers, rows)
 
 
 def _fields(

@@ -13,10 +13,10 @@ from training.errors import DataError
 
 
 def entries(path: Path) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
-    """Each line: its place for messages, what it says, and the keys of its row (`id:…`, `input:…`), of which there may be none.
+    """Each line: its place for messages, what it says, and the keys of its row (`id:…`, `input:…`), one at least.
 
     Raises:
-        DataError: the file cannot be read, or a line is not a JSON object.
+        DataError: the file cannot be read, or a line is not a JSON object or names no row.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -29,26 +29,18 @@ def entries(path: Path) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
                 entry = json.loads(line)
             except ValueError as why:
                 raise DataError(f"{place}: not JSON: {why}") from why
-            found = entry if isinstance(entry, dict) else {}
-            yield place, found, _keys(found)
+            if not isinstance(entry, dict):
+                raise DataError(f"{place}: {line.strip():.60}: allowed: a JSON object")
+            yield place, entry, _keys(place, entry)
 
 
-def named(place: str, keys: list[str]) -> list[str]:
-    """The keys, of which there must be one.
-
-    Raises:
-        DataError: there is none.
-    """
-    if not keys:
-        raise DataError(f"{place}: allowed: an 'id', a 'text' or 'messages' to find the row by")
-    return keys
-
-
-def _keys(entry: dict[str, Any]) -> list[str]:
+def _keys(place: str, entry: dict[str, Any]) -> list[str]:
     keys = [f"id:{entry['id']}"] if entry.get("id") else []
     text, messages = entry.get("text"), entry.get("messages")
     if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
         keys.append(f"input:{key_of(messages)}")
     elif isinstance(text, str):
         keys.append(f"input:{key_of([{'role': 'user', 'content': text}])}")
+    if not keys:
+        raise DataError(f"{place}: allowed: an 'id', a 'text' or 'messages' to find the row by")
     return keys

@@ -71,6 +71,8 @@ def serving(app: Starlette) -> Iterator[int]:
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield place.getsockname()[1]
-        server.should_exit = True
-        thread.join()
+        try:
+            yield place.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from router.answer_spec import AnswerSpec, Compare
-from router.policy import Route, Student, Teacher
+from router.policy import Policy, Route, Student, Teacher
 from serving import base_model
 from serving.base_model import BaseModel
 from tests.tiny import tiny_model
@@ -26,6 +28,29 @@ def route(**student: object) -> Route:
             compare=Compare(fields=("kind",)),
         ),
     )
+
+
+def write_policy(path: Path, name: str, student: dict[str, Any], answer: dict[str, Any]) -> None:
+    """A whole policy with one route; nothing is ever asked over it."""
+    spec = {
+        "version": 1,
+        "backends": {
+            "t": {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"},
+            "s": {"kind": "lorax", "base_url": "http://127.0.0.1:9"},
+        },
+        "routes": {
+            name: {
+                "match": {"model": name},
+                "teacher": {"backend": "t", "model": "teacher-1"},
+                "student": {"backend": "s", "adapter": name, **student},
+                "mode": "teacher",
+                "answer": answer,
+            }
+        },
+        "default": {"teacher": {"backend": "t"}},
+    }
+    Policy.model_validate(spec)
+    path.write_text(yaml.safe_dump(spec))
 
 
 def rows(count: int, first: int = 0) -> list[build.Row]:

@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
-from router.policy import Policy, Route
-from tests.training.conftest import route
+from router.policy import Route
+from tests.training.conftest import route, write_policy
 from training import publish
 from training.cli import app
 from training.dataset import Dataset
@@ -54,29 +54,6 @@ def test_what_is_served_as_trained_passes(
     assert publish.template_missing(Path("p.yaml"), dataset.info, chosen, server) is None
 
 
-def policy_without_prompt(path: Path) -> None:
-    """A whole policy whose route has no template for its student."""
-    spec = {
-        "version": 1,
-        "backends": {
-            "t": {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"},
-            "s": {"kind": "lorax", "base_url": "http://127.0.0.1:9"},
-        },
-        "routes": {
-            "mail": {
-                "match": {"model": "mail"},
-                "teacher": {"backend": "t", "model": "teacher-1"},
-                "student": {"backend": "s", "adapter": "mail"},
-                "mode": "teacher",
-                "answer": {"kind": "label", "labels": ["refund", "order"]},
-            }
-        },
-        "default": {"teacher": {"backend": "t"}},
-    }
-    Policy.model_validate(spec)
-    path.write_text(json.dumps(spec))
-
-
 def run_folder(root: Path, dataset: Dataset) -> Path:
     """A run as far as publishing reads it before it loads a model."""
     folder = root / "runs" / "mail-1"
@@ -101,7 +78,9 @@ def run_folder(root: Path, dataset: Dataset) -> Path:
 def test_the_command_refuses(
     dataset: Dataset, tmp_path: Path, flags: list[str], message: str
 ) -> None:
-    policy_without_prompt(tmp_path / "policy.yaml")
+    write_policy(
+        tmp_path / "policy.yaml", "mail", {}, {"kind": "label", "labels": ["refund", "order"]}
+    )
     run = run_folder(tmp_path, dataset)
     done = CliRunner().invoke(
         app, ["publish", "--run", str(run), "--home", str(tmp_path), *flags], catch_exceptions=False

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from examples.tasks import tickets
 from tests.tiny import tiny_model
+from tests.training.conftest import write_policy
 from training.baselines import EMBEDDED
 from training.cli import app
 
@@ -23,31 +23,6 @@ SETS = (
     "optimizer.learning_rate=0.01",
     "max_cut_share=1",
 )
-
-
-def policy(home: Path) -> None:
-    """The tickets' route; nothing is ever asked over it here."""
-    task = tickets()
-    spec = {
-        "version": 1,
-        "backends": {
-            "t": {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"},
-            "s": {"kind": "lorax", "base_url": "http://127.0.0.1:9"},
-        },
-        "routes": {
-            "tickets": {
-                "match": {"model": "tickets"},
-                "teacher": {"backend": "t", "model": "teacher-1"},
-                "student": {
-                    "backend": "s", "adapter": "tickets", "prompt": task.prompt, "max_input_chars": 120,
-                },
-                "mode": "teacher",
-                "answer": task.answer,
-            }
-        },
-        "default": {"teacher": {"backend": "t"}},
-    }  # fmt: skip
-    (home / "policy.yaml").write_text(yaml.safe_dump(spec))
 
 
 def files(root: Path) -> tuple[Path, Path]:
@@ -71,7 +46,9 @@ def test_build_fit_evaluate_publish_take_less_than_a_minute(engine: str, tmp_pat
     began = seconds()
     home = tmp_path / "home"
     home.mkdir()
-    policy(home)
+    task = tickets()
+    student = {"prompt": task.prompt, "max_input_chars": 120}
+    write_policy(home / "policy.yaml", "tickets", student, task.answer)
     tiny_model(tmp_path / "model", num_layers=3)
     traffic, test = files(tmp_path)
 

@@ -24,7 +24,7 @@ from training.curate.config import Rank
 from training.curate.ledger import Entry, Outcome
 from training.dataset import Example
 from training.errors import DataError
-from training.side_files import entries, named
+from training.side_files import entries
 
 STAGE = "rank"
 RULE = "low rank"
@@ -45,7 +45,7 @@ def load(files: Sequence[Path]) -> dict[str, float]:
         for place, entry, keys in entries(path):
             # A labelled file has the grade as the teacher's text.
             score = _score(place, entry.get("score", entry.get("teacher")))
-            found |= dict.fromkeys(named(place, keys), score)
+            found |= dict.fromkeys(keys, score)
     return found
 
 

@@ -22,7 +22,7 @@ from training.curate.gold import agree, relabelled
 from training.curate.ledger import Entry, Outcome
 from training.dataset import Example
 from training.errors import DataError
-from training.side_files import entries, named
+from training.side_files import entries
 
 STAGE = "votes"
 
@@ -79,7 +79,7 @@ def load(files: Sequence[Path]) -> dict[str, list[str]]:
     for path in files:
         for place, entry, keys in entries(path):
             votes = _votes(place, entry.get("votes"))
-            for key in named(place, keys):
+            for key in keys:
                 found.setdefault(key, []).extend(votes)
     return found
 
