@@ -74,10 +74,10 @@ class Verdicts:
     def over(self, record: Record) -> Record:
         """The record with its verdict, where it has one."""
         comparison = record.comparison
-        if not self._found or comparison is None or comparison.agree is not None:
+        if not self._found or comparison is None or not comparison.is_left:
             return record
         verdict = self._found.get(record.id)
-        if verdict is None or verdict.agree is None or not comparison.is_left:
+        if verdict is None:
             return record
         settled = msgspec.structs.replace(
             comparison, comparator=self._comparator, agree=verdict.agree, score=verdict.score

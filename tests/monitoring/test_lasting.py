@@ -54,7 +54,9 @@ def test_a_window_counts_once_and_neither_overlaps_nor_comes_too_soon(store: Sto
     again = count_window(store, "mail", "mail/1", rows(0), report(0.001))
     overlaps = count_window(store, "mail", "mail/1", rows(4), report(0.001))
     too_soon = count_window(store, "mail", "mail/1", rows(100), report(0.001))
-    assert again == overlaps == too_soon == first
+    long = [*rows(4), *rows(EVERY_SECONDS + 10)]
+    reaches_back = count_window(store, "mail", "mail/1", long, report(0.001))
+    assert again == overlaps == too_soon == reaches_back == first
     assert count_window(store, "mail", "mail/1", rows(EVERY_SECONDS + 10), report(None)) == first
     later = count_window(store, "mail", "mail/1", rows(EVERY_SECONDS + 10), report(0.001))
     assert (later.windows, later.is_drift) == (2, True)

@@ -94,7 +94,13 @@ def test_a_shared_beginning_is_reused_and_changes_nothing(place: Place) -> None:
         await worker.start()
         found = [await whole(worker, job(place, text, "a1/1")) for text in texts]
         await worker.stop()
-        assert worker._engine._prefixes.longest("a1/1", place.ids(shared + "another")) is not None
+        another = job(place, shared + "another", "a1/1")
+        stored = worker._engine._prefixes.longest("a1/1", another.prompt_ids)
+        assert stored is not None
+        # What joins a step is counted without it.
+        left = len(another.prompt_ids) - len(stored.ids)
+        assert worker._engine.new_tokens(another, "a1/1") == left
+        assert worker._engine.new_tokens(another, "a2/1") == len(another.prompt_ids)
         return [[t.id for t in tokens] for tokens, _ in found]
 
     assert asyncio.run(run()) == [place.alone("a1/1", place.ids(t), 12) for t in texts]
