@@ -1,0 +1,50 @@
+"""Single tokens and prompts in one step, in any order of their cache rows: each attends what it attends alone."""
+
+import pytest
+import torch
+
+from serving.attention import Attention, Slot
+from serving.cache import KeyValueCache
+
+HEADS, KV_HEADS, WIDTH = 4, 2, 8
+ROWS = {0: (1, 3), 1: (5, 0), 2: (1, 9), 3: (1, 1), 4: (2, 4)}
+"""Cache row: its new tokens, and the tokens that it holds."""
+
+
+@pytest.mark.parametrize(
+    "order", [(0, 1, 2, 3, 4), (4, 2, 1, 3, 0), (3, 0, 2), (2, 3), (0,), (1, 4)]
+)
+def test_a_row_sees_its_own_tokens_and_no_others(order: tuple[int, ...]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    held = {row: torch.randn(n, 2, KV_HEADS, WIDTH, generator=draw) for row, (_, n) in ROWS.items()}
+    q = {row: torch.randn(n, HEADS, WIDTH, generator=draw) for row, (n, _) in ROWS.items()}
+    new = {row: torch.randn(n, 2, KV_HEADS, WIDTH, generator=draw) for row, (n, _) in ROWS.items()}
+
+    def attended(rows: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        cache = KeyValueCache(1, KV_HEADS, WIDTH)
+        cache.reserve(len(ROWS), 32)
+        slots, start = [], 0
+        for row in rows:
+            cache.copy_in(row, held[row][None])
+            slots.append(Slot(row, start, start + len(q[row]), ROWS[row][1]))
+            start = slots[-1].stop
+        step = Attention(slots, cache)
+        flat = [torch.cat([part[row] for row in rows]) for part in (q, new)]
+        out = step(flat[0], flat[1], cache.layer(0))
+        return {slot.row: out[slot.start : slot.stop] for slot in slots}
+
+    together = attended(order)
+    for row in order:
+        torch.testing.assert_close(together[row], by_hand(q[row], held[row], new[row]))
+
+
+def by_hand(q: torch.Tensor, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Softmax over all tokens up to each query's own, written out."""
+    states = torch.cat([held, new]).repeat_interleave(HEADS // KV_HEADS, dim=2)
+    keys, values = states[:, 0], states[:, 1]
+    found = []
+    for number, query in enumerate(q):
+        seen = len(held) + number + 1
+        weights = torch.einsum("he,the->ht", query, keys[:seen]) / WIDTH**0.5
+        found.append(torch.einsum("ht,the->he", weights.softmax(-1), values[:seen]).flatten())
+    return torch.stack(found)
