@@ -3,21 +3,21 @@
 Pure: answers and references in, tables out. Where answers come from is the command's affair.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from router.answer_spec import AnswerSpec
+from training import slices as parts
 from training.baselines import text_of
 from training.dataset import Example, class_of
 from training.errors import ConfigError
-from training.metrics import Rate, is_right, rate
+from training.metrics import is_right
 from training.predict import Prediction
+from training.slices import Slice as Slice
 
 Filter = Literal[
     "wrong", "teacher-right", "teacher-wrong", "disagreement", "unsure", "right", "all"
@@ -25,8 +25,6 @@ Filter = Literal[
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 UNSURE = 0.7
 """Confidence below which an answer counts as unsure."""
-LEAST_ROWS = 8
-"""Smaller slices are not tested: nothing could be shown on them."""
 SIMILAR = 0.25
 """Cosine of TF-IDF vectors below which no training row counts as similar."""
 
@@ -109,68 +107,19 @@ def choose(
     return sorted(found, key=lambda c: (c.student_right, -c.confidence))
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Rows that share something, and how often the student is wrong on them."""
-
-    name: str
-    errors: Rate
-    elsewhere: Rate
-    p_value: float
-    """One-sided Fisher test against the other rows, corrected by Holm over all slices that were tested."""
-
-
-def slices(rows: Sequence[Case], words: int = 40) -> list[Slice]:
-    """Slices by class, length, the teacher's verdict, confidence and frequent words; the most suspicious first."""
-    named = {**_plain_slices(rows), **_word_slices(rows, words)}
-    wrong = np.array([not c.student_right for c in rows])
-    tested = []
-    for name, members in named.items():
-        inside = int(members.sum())
-        if inside < LEAST_ROWS or len(rows) - inside < LEAST_ROWS:
-            continue
-        bad, other = int(wrong[members].sum()), int(wrong[~members].sum())
-        table = [[bad, inside - bad], [other, len(rows) - inside - other]]
-        p_value = float(stats.fisher_exact(table, alternative="greater").pvalue)
-        tested.append(Slice(name, rate(bad, inside), rate(other, len(rows) - inside), p_value))
-    return _holm(tested)
-
-
-def _plain_slices(rows: Sequence[Case]) -> dict[str, np.ndarray]:
-    found = {}
-    for name in sorted({c.class_name for c in rows}):
-        found[f"class {name}"] = np.array([c.class_name == name for c in rows])
-    lengths = np.array([len(c.text) for c in rows])
-    ends = np.quantile(lengths, [0.25, 0.5, 0.75]) if len(rows) else np.zeros(3)
-    bounds = [0.0, *map(float, ends), float("inf")]
-    for low, high in itertools.pairwise(bounds):
-        if high > low:
-            upper = "up" if high == float("inf") else f"{high:.0f}"
-            found[f"length {low:.0f}-{upper} characters"] = (lengths >= low) & (lengths < high)
+def members_of(rows: Sequence[Case], words: int = 40) -> dict[str, np.ndarray]:
+    """Which rows are in which slice: by class, length, the teacher's verdict, confidence and frequent words."""
+    texts = [c.text for c in rows]
+    found = parts.by_value("class", [c.class_name for c in rows]) | parts.by_length(texts)
     if any(c.teacher_right is not None for c in rows):
         found["the teacher is wrong too"] = np.array([c.teacher_right is False for c in rows])
     found[f"confidence below {UNSURE}"] = np.array([c.confidence < UNSURE for c in rows])
-    return found
+    return found | parts.by_words(texts, words)
 
 
-def _word_slices(rows: Sequence[Case], most: int) -> dict[str, np.ndarray]:
-    if not any(c.text.strip() for c in rows):
-        return {}
-    counter = TfidfVectorizer(binary=True, use_idf=False, norm=None, min_df=min(LEAST_ROWS, len(rows)), max_df=0.5, ngram_range=(1, 2), max_features=most)  # fmt: skip
-    try:
-        matrix = counter.fit_transform([c.text for c in rows]).toarray() > 0
-    except ValueError:  # no word is frequent enough
-        return {}
-    return {f"has “{word}”": matrix[:, i] for i, word in enumerate(counter.get_feature_names_out())}
-
-
-def _holm(tested: Sequence[Slice]) -> list[Slice]:
-    ordered = sorted(tested, key=lambda s: s.p_value)
-    corrected, above = [], 0.0
-    for place, one in enumerate(ordered):
-        above = max(above, min(1.0, one.p_value * (len(ordered) - place)))
-        corrected.append(Slice(one.name, one.errors, one.elsewhere, above))
-    return corrected
+def slices(rows: Sequence[Case], words: int = 40) -> list[Slice]:
+    """Slices with the student's errors in them, the most suspicious first."""
+    return parts.tested(members_of(rows, words), np.array([not c.student_right for c in rows]))
 
 
 @dataclass(frozen=True, slots=True)
