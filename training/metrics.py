@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from monitoring.intervals import wilson
 from router.answer_spec import AnswerSpec
 from router.compare import compare, parse
@@ -27,6 +29,27 @@ def rate(right: int, rows: int) -> Rate:
     """The share, 0 of 0 as 0 with the whole range as its interval."""
     low, high = wilson(right, rows)
     return Rate(right, rows, right / rows if rows else 0.0, low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over rows with its 95 % interval (percentile bootstrap)."""
+
+    value: float
+    rows: int
+    low: float
+    high: float
+
+
+def mean_of(values: Sequence[float], *, seed: int = 0, draws: int = 1000) -> Mean:
+    """The mean of `values`; of none it is 0."""
+    row = np.asarray(values, dtype=float)
+    if not len(row):
+        return Mean(0.0, 0, 0.0, 0.0)
+    generator = np.random.default_rng(seed)
+    means = row[generator.integers(0, len(row), size=(draws, len(row)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Mean(float(row.mean()), len(row), float(low), float(high))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ Filter = Literal[
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 UNSURE = 0.7
 """Confidence below which an answer counts as unsure."""
+TEACHER_WRONG = "the teacher is wrong too"
 SIMILAR = 0.25
 """Cosine of TF-IDF vectors below which no training row counts as similar."""
 
@@ -112,7 +113,7 @@ def members_of(rows: Sequence[Case], words: int = 40) -> dict[str, np.ndarray]:
     texts = [c.text for c in rows]
     found = parts.by_value("class", [c.class_name for c in rows]) | parts.by_length(texts)
     if any(c.teacher_right is not None for c in rows):
-        found["the teacher is wrong too"] = np.array([c.teacher_right is False for c in rows])
+        found[TEACHER_WRONG] = np.array([c.teacher_right is False for c in rows])
     found[f"confidence below {UNSURE}"] = np.array([c.confidence < UNSURE for c in rows])
     return found | parts.by_words(texts, words)
 
