@@ -24,7 +24,7 @@ def validate(adapted: PeftModel, rows: Sequence[Encoded], batch_size: int) -> Va
     exact = [False] * len(rows)
     for chosen in buckets(rows, batch_size, range(len(rows))):
         part = [rows[i] for i in chosen]
-        each, right = _answers(adapted, part)
+        each, right = answer_losses(adapted, part)
         place = 0
         for i, row in zip(chosen, part, strict=True):
             end = place + len(row.completion_ids)
@@ -36,7 +36,7 @@ def validate(adapted: PeftModel, rows: Sequence[Encoded], batch_size: int) -> Va
     return Validation(total / weight, sum(exact) / len(rows), tuple(exact))
 
 
-def _answers(adapted: PeftModel, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+def answer_losses(adapted: PeftModel, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
     """[a] loss of each answer token, [a] whether it is the most probable one; rows one after another."""
     ids, mask = padded_ids(rows)
     device = adapted.device
