@@ -1,4 +1,4 @@
-"""Baselines, figures, the hybrid curve, the report card and the publishing gates."""
+"""Baselines, figures, the hybrid curve and the report card."""
 
 import json
 from collections.abc import Sequence
@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.answer_spec import AnswerSpec
-from tests.tiny import random_adapter, tiny_model
 from tests.training.conftest import route, rows
-from training import build, evaluate, hybrid, publish
+from training import build, evaluate, hybrid
 from training.baselines import FITS, Baseline
 from training.dataset import Dataset, Example
-from training.errors import DataError, PublishRefused
+from training.errors import DataError
 from training.metrics import figures
 from training.predict import Prediction, Progress
 from training.statistics import is_non_inferior, mcnemar, paired, rows_needed
@@ -175,65 +174,3 @@ def test_no_test_rows_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="no test rows"):
         evaluate.evaluate(made, Guesser(3))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "verdict"),
-    [
-        pytest.param(1000, "publish", id="as good as the teacher"),
-        pytest.param(3, "hybrid only", id="worse, but not on the teacher's mistakes"),
-    ],
-)
-def test_the_verdict(tmp_path: Path, wrong: int, verdict: str) -> None:
-    made = gold_dataset(tmp_path / "d")
-    report = evaluate.evaluate(made, Guesser(wrong))
-    evaluate.write(report, made, tmp_path / "run" / "evaluation")
-    found = publish.gate(publish.load_evaluation(tmp_path / "run"))
-    assert found.verdict == verdict
-    assert found.reasons
-
-
-def test_a_useless_student_does_not_graduate_unless_forced(tmp_path: Path) -> None:
-    made = gold_dataset(tmp_path / "d")
-    evaluate.write(evaluate.evaluate(made, Guesser(1)), made, tmp_path / "run" / "evaluation")
-    found = publish.gate(publish.load_evaluation(tmp_path / "run"))
-    parity = publish.Parity(4, 0, 4)
-    if found.verdict == "do not graduate":
-        with pytest.raises(PublishRefused, match="do not graduate"):
-            publish.enforce([], parity, found, None)
-        publish.enforce([], parity, found, "we know")
-    else:  # all of it handed over is the teacher alone
-        assert "with the teacher on" in " ".join(found.reasons)
-    with pytest.raises(PublishRefused, match="the adapter does nothing"):
-        publish.enforce([], publish.Parity(4, 4, 4), found, "we know")
-    with pytest.raises(PublishRefused, match="serving lint"):
-        publish.enforce(["rank 128"], parity, found, "we know")
-
-
-def test_an_unevaluated_run_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="graduate train evaluate --run"):
-        publish.load_evaluation(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"use_rslora": True}, "use_rslora"),
-        ({"use_dora": True}, "use_dora"),
-        ({"rank_pattern": {"q": 4}}, "rank_pattern"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "bias = 'all'"),
-        ({"r": 256}, "rank 256"),
-        ({"target_modules": ["q_proj", "up_proj"]}, "up_proj has no weights in layers [0, 1]"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
-def test_the_lint_refuses_what_would_be_served_wrongly(
-    tmp_path: Path, change: dict[str, object], message: str
-) -> None:
-    tiny_model(tmp_path / "model")
-    folder = random_adapter(tmp_path / "model", tmp_path / "a", 0, ["q_proj"])
-    assert publish.lint(folder, 2) == []
-    config = folder / "adapter_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
-    assert any(message in wrong for wrong in publish.lint(folder, 2))
