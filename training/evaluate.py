@@ -1,22 +1,25 @@
 """A run's report card: the student beside its baselines and the teacher, on frozen test sets, with intervals.
 
-Against gold where the rows have it, else against the teacher, and the report says which. Sentences say what the figures
-show, also when the student loses.
+Against gold where the rows have it, else against the teacher, and the report says which. What the figures say in words is in
+`evaluate_words`, files and pictures in `evaluate_files`. Knows no model: bits per byte and a judge's verdicts are laid on the report.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
-
-import msgspec
+from dataclasses import dataclass, field
 
 from router.answer_spec import AnswerSpec
 from router.policy import Price
-from training import hybrid, plots
+from training import hybrid
 from training.baselines import FITS, Baseline, Recorded
 from training.dataset import Dataset, Example, Split, class_of
 from training.errors import DataError
+from training.eval_bits import BitsReport
+from training.eval_cost import Cost, Prices, Waits, cost_of
+from training.eval_form import FormFigures, form_figures
+from training.eval_judge import JudgeReport
+from training.eval_scores import Scores, scores
+from training.eval_slices import SliceFigures, slice_figures
+from training.eval_text import TextFigures, rouge, text_figures
 from training.metrics import Figures, figures
 from training.predict import Prediction, Predictor, Progress
 from training.priors import row_weights
@@ -34,6 +37,16 @@ class Line:
     against_teacher: float | None
     """Share of rows on which it says what the teacher says."""
     seconds_per_row: float
+    cost: Cost
+    scores: Scores
+    form: FormFigures | None
+    """None for free text."""
+    text: TextFigures | None
+    """ROUGE, for free text only."""
+    predictions: tuple[Prediction, ...] = ()
+    """One a row, in order."""
+    rouge: tuple[dict[str, float], ...] = ()
+    """Of each row, for free text only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,9 @@ class TestReport:
     non_inferior: bool | None
     rows_needed: int | None
     hybrid: hybrid.HybridResult | None
+    slices: tuple[SliceFigures, ...] = ()
+    examples: tuple[Example, ...] = ()
+    references: tuple[str, ...] = ()
 
     def line(self, name: str) -> Line:
         """The line of one answerer."""
@@ -66,6 +82,9 @@ class Evaluation:
     tests: tuple[TestReport, ...]
     sentences: tuple[str, ...] = ()
     savings: dict[str, float] = field(default_factory=dict)
+    waits: Waits | None = None
+    bits: BitsReport | None = None
+    judges: tuple[JudgeReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +128,7 @@ def evaluate(
     *,
     margin: float = 0.05,
     price: Price | None = None,
+    student_price: Price | None = None,
     target_mix: Mapping[str, float] | None = None,
     hand_over: float | None = None,
     progress: Progress | None = None,
@@ -118,15 +138,21 @@ def evaluate(
     Args:
         others: more answerers, such as the base model without an adapter.
         margin: how much worse than the teacher still counts as not inferior (a share).
-        price: the teacher's, for what the hybrid saves.
+        price: the teacher's, for its answers and for what the hybrid saves.
+        student_price: of the backend that serves the student.
         target_mix: the class mix that the student was trained for; validation rows are weighted to it.
         hand_over: share of validation that the hybrid's cut is planned to hand to the teacher; None lets its accuracy
             there decide.
 
     Raises:
-        DataError: the dataset has no test rows, or no validation rows to fix the hybrid's cut on.
+        DataError: the dataset has no test rows, no validation rows to fix the hybrid's cut on, or answers that only call tools.
     """
     spec = AnswerSpec.model_validate(dataset.info.answer)
+    if spec.kind == "tool_call":
+        # A student's text has no calls, and two answers without calls would count as equal.
+        raise DataError(
+            f"{dataset.path}: answers of kind tool_call cannot be evaluated; allowed: label, json, text"
+        )
     learned = [*dataset.of("train"), *dataset.of("validation")]
     if not dataset.of("test"):
         raise DataError(f"{dataset.path}: no test rows; build with a test share or --test-file")
@@ -144,10 +170,10 @@ def evaluate(
     for split in ("test", "test_balanced"):
         rows = list(dataset.of(split))
         if rows:
-            tests.append(_test(split, rows, answerers, spec, cut, margin, known, progress))
-    report = Evaluation(dataset.info.task, dataset.info.digest, tuple(tests))
+            prices = Prices(price, student_price)
+            tests.append(_test(split, rows, answerers, spec, cut, margin, prices, known, progress))
     saved = _savings(tests[0], price) if price else {}
-    return Evaluation(report.task, report.dataset, report.tests, tuple(_sentences(report)), saved)
+    return Evaluation(dataset.info.task, dataset.info.digest, tuple(tests), savings=saved)
 
 
 def _predict(
@@ -172,33 +198,24 @@ def _test(
     spec: AnswerSpec,
     cut: "_Cut",
     margin: float,
+    prices: Prices,
     known: dict[tuple[str, str], Prediction],
     progress: Progress | None,
 ) -> TestReport:
     wanted, reference = references(rows)
-    teacher_says = [e.teacher for e in rows]
-    lines = []
-    answers: dict[str, list[Prediction]] = {}
-    for answerer in answerers:
-        found = _predict(answerer, rows, known, progress)
-        answers[answerer.name] = found
-        with_teacher = [(p.text, t) for p, t in zip(found, teacher_says, strict=True) if t]
-        agreement = None
-        if with_teacher:
-            agreement = figures(
-                spec, [p for p, _ in with_teacher], [t for _, t in with_teacher]
-            ).accuracy.share
-        seconds = sum(p.latency_seconds for p in found) / len(found)
-        lines.append(
-            Line(answerer.name, figures(spec, [p.text for p in found], wanted), agreement, seconds)
-        )
+    by_name = {STUDENT: prices.student, TEACHER: prices.teacher}
+    lines = [
+        _line(spec, a.name, rows, wanted, _predict(a, rows, known, progress), by_name.get(a.name))
+        for a in answerers
+    ]
     right = {line.name: line.figures.right for line in lines}
-    has_teacher = all(teacher_says) and reference == "gold"
+    has_teacher = all(e.teacher for e in rows) and reference == "gold"
     against_teacher = paired(right[STUDENT], right[TEACHER]) if has_teacher else None
     needed = None
     if against_teacher:
         differ = (against_teacher.only_first + against_teacher.only_second) / len(rows)
         needed = rows_needed(margin, max(differ, 1 / len(rows)))
+    answers = next(line.predictions for line in lines if line.name == STUDENT)
     return TestReport(
         split=split,
         rows=len(rows),
@@ -209,7 +226,41 @@ def _test(
         margin=margin,
         non_inferior=is_non_inferior(against_teacher, margin) if against_teacher else None,
         rows_needed=needed,
-        hybrid=cut.read(spec, answers[STUDENT], right) if has_teacher else None,
+        hybrid=cut.read(spec, answers, right) if has_teacher else None,
+        slices=slice_figures(spec, rows, answers),
+        examples=tuple(rows),
+        references=tuple(wanted),
+    )
+
+
+def _line(
+    spec: AnswerSpec,
+    name: str,
+    rows: Sequence[Example],
+    wanted: Sequence[str],
+    found: Sequence[Prediction],
+    price: Price | None,
+) -> Line:
+    """One answerer's figures against `wanted`, and against the teacher where it answered."""
+    texts = [p.text for p in found]
+    with_teacher = [(p, e.teacher) for p, e in zip(texts, rows, strict=True) if e.teacher]
+    agreement = None
+    if with_teacher:
+        said, teacher = zip(*with_teacher, strict=True)
+        agreement = figures(spec, said, teacher).accuracy.share
+    main = figures(spec, texts, wanted)
+    near = [rouge(a, r) for a, r in zip(texts, wanted, strict=True)] if spec.kind == "text" else []
+    return Line(
+        name=name,
+        figures=main,
+        against_teacher=agreement,
+        seconds_per_row=sum(p.latency_seconds for p in found) / len(found),
+        cost=cost_of(rows, found, price),
+        scores=scores(spec, found, wanted, main.right),
+        form=form_figures(spec, texts, wanted),
+        text=text_figures(texts, wanted, near) if near else None,
+        predictions=tuple(found),
+        rouge=tuple(near),
     )
 
 
@@ -256,80 +307,14 @@ def _held_weights(
 def _savings(test: TestReport, price: Price) -> dict[str, float]:
     if test.hybrid is None:
         return {}
-    return {
+    saved = {
         "teacher_calls_saved_share": 1 - test.hybrid.handed_over,
         "teacher_usd_per_million_prompt_tokens": price.input,
         "teacher_usd_per_million_completion_tokens": price.output,
     }
-
-
-def _sentences(report: Evaluation) -> list[str]:
-    said = []
-    for test in report.tests:
-        student = test.line(STUDENT).figures
-        where = f"{test.split}, {test.rows} rows, against {test.reference}"
-        if test.student_against_rival:
-            gap = test.student_against_rival
-            word = "beats" if gap.low > 0 else "loses to" if gap.high < 0 else "is level with"
-            said.append(
-                f"{where}: the student {word} {RIVAL}: {100 * gap.difference:+.1f} points "
-                f"[{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], McNemar p = {gap.p_value:.2g}."
-            )
-        if test.student_against_teacher:
-            gap = test.student_against_teacher
-            verdict = "not inferior" if test.non_inferior else "not shown to be non-inferior"
-            said.append(
-                f"{where}: against the teacher {100 * gap.difference:+.1f} points [{100 * gap.low:+.1f}, "
-                f"{100 * gap.high:+.1f}]: {verdict} at a margin of {100 * test.margin:.0f} points "
-                f"(about {test.rows_needed} rows would be needed to show it if they were equal)."
-            )
-        if test.hybrid:
-            h = test.hybrid
-            said.append(
-                f"{where}: student and teacher together {100 * h.accuracy.share:.1f} "
-                f"[{100 * h.accuracy.low:.1f}-{100 * h.accuracy.high:.1f}] at {100 * h.handed_over:.0f} % handed over; "
-                f"teacher alone {100 * h.teacher_alone.share:.1f}, student alone {100 * h.student_alone.share:.1f}."
-            )
-        if student.unparseable:
-            said.append(f"{where}: {student.unparseable} of the student's answers do not parse.")
-    return said
-
-
-def write(report: Evaluation, dataset: Dataset, folder: Path) -> dict[str, Path]:
-    """`evaluation.json` and its pictures in `folder`; names of what was written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {"evaluation": folder / "evaluation.json"}
-    files["evaluation"].write_bytes(
-        msgspec.json.format(msgspec.json.encode(_plain(report)), indent=2)
-    )
-    for test in report.tests:
-        for name, found in test.line(STUDENT).figures.fields.items():
-            path = folder / f"confusion-{test.split}-{name}.png"
-            classes = sorted(
-                {*found.confusion, *(a for row in found.confusion.values() for a in row)}
-            )
-            plots.confusion(found.confusion, classes, f"student, {name}, {test.split}", path)
-            files[f"confusion {name} {test.split}"] = path
-        if test.hybrid:
-            path = folder / f"hybrid-{test.split}.png"
-            h = test.hybrid
-            plots.hybrid_curve(
-                [p.handed_over for p in h.curve],
-                [p.accuracy for p in h.curve],
-                teacher=h.teacher_alone.share,
-                chosen=(h.handed_over, h.accuracy.share, (h.accuracy.low, h.accuracy.high)),
-                reference=test.reference,
-                title=f"{dataset.info.task}: {test.split}, {test.rows} rows",
-                path=path,
-            )
-            files[f"hybrid {test.split}"] = path
-    return files
-
-
-def _plain(report: Evaluation) -> dict[str, Any]:
-    """The report as JSON values, without the per-row vectors."""
-    plain = asdict(report)
-    for test in plain["tests"]:
-        for line in test["lines"]:
-            line["figures"].pop("right")
-    return plain
+    teacher, student = test.line(TEACHER).cost.usd_per_1000, test.line(STUDENT).cost.usd_per_1000
+    if teacher is not None:
+        saved["teacher_usd_per_1000"] = teacher
+        if student is not None:  # it answers every request, also those that are handed over then
+            saved["hybrid_usd_per_1000"] = student + test.hybrid.handed_over * teacher
+    return saved

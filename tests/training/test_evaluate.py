@@ -1,20 +1,24 @@
 """Baselines, figures, the hybrid curve and the report card."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.answer_spec import AnswerSpec
+from router.policy import Price
 from tests.training.conftest import route, rows
-from training import build, evaluate, hybrid
+from training import build, evaluate, evaluate_files, hybrid
 from training.baselines import FITS, Baseline
 from training.dataset import Dataset, Example
 from training.errors import DataError
+from training.evaluate_words import in_words
 from training.metrics import figures
 from training.predict import Prediction, Progress
 from training.statistics import is_non_inferior, mcnemar, paired, rows_needed
@@ -45,6 +49,30 @@ class Guesser:
             other = '{"kind":"refund"}' if "order" in e.completion else '{"kind":"order"}'
             found.append(Prediction(other if is_wrong else e.completion, 0.4 if is_wrong else 0.9))
         return found
+
+
+@dataclass(frozen=True)
+class Shortener:
+    """Says the completion without its last word."""
+
+    name: str = "student"
+
+    def predict(
+        self, examples: Sequence[Example], progress: Progress | None = None
+    ) -> list[Prediction]:
+        return [Prediction(e.completion.rsplit(" ", 1)[0], 0.8) for e in examples]
+
+
+def text_dataset(folder: Path) -> Dataset:
+    """80 rows whose answers are sentences, with gold."""
+    made = []
+    for row in rows(80):
+        text = row.messages[0]["content"]
+        gold, teacher = f"You wrote: {text} We will see to it", f"You wrote: {text} We see to it soon"  # fmt: skip
+        made.append(build.Row(row.id, row.messages, teacher, gold, "traffic", "gpt-4o", row.at))
+    letters = route()
+    spec = AnswerSpec(kind="text")
+    return build.build(made, letters.model_copy(update={"answer": spec}), "mail", folder, query={})
 
 
 def gold_dataset(folder: Path) -> Dataset:
@@ -155,11 +183,65 @@ def test_a_report_card_says_what_it_shows(tmp_path: Path) -> None:
     assert test.student_against_teacher is not None
     assert test.hybrid is not None
     assert test.hybrid.accuracy.share > test.hybrid.student_alone.share
+    report = in_words(report)
     assert any("loses to TF-IDF" in s or "level with TF-IDF" in s for s in report.sentences)
-    files = evaluate.write(report, made, tmp_path / "out")
+    files = evaluate_files.write(report, made, tmp_path / "out")
     assert all(path.stat().st_size > 500 for path in files.values())
     written = json.loads(files["evaluation"].read_text())
-    assert written["tests"][0]["rows"] == len(made.of("test"))
+    main = written["tests"][0]
+    assert main["rows"] == len(made.of("test"))
+    assert {s["name"] for s in main["slices"]} >= {"class refund", "the teacher is wrong too"}
+    lines = files["answers test"].read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [e.id for e in made.of("test")]
+    assert json.loads(lines[0])["answers"]["student"].keys() == {"text", "right", "confidence"}
+    assert {"slices test", "roc test", "hybrid test"} <= files.keys()
+    student = next(line for line in main["lines"] if line["name"] == "student")
+    assert student["scores"]["of_confidence"]["value"] == 1.0, "it is unsure of its mistakes alone"
+    assert student["form"]["extraction"]["kind"]["f1"] == pytest.approx(
+        student["figures"]["accuracy"]["share"]
+    )
+
+
+def test_costs_stand_beside_quality(tmp_path: Path) -> None:
+    made = gold_dataset(tmp_path / "d")
+    prices = {"price": Price(input=1, output=2), "student_price": Price(input=0.1)}
+    report = evaluate.evaluate(made, Guesser(3), **prices)
+    teacher, student = (report.tests[0].line(n).cost for n in ("teacher", "student"))
+    rows = made.of("test")
+    tokens = [math.ceil(len(e.messages[0]["content"]) / 4) + 8 for e in rows]
+    answers = [math.ceil(len(e.teacher or "") / 4) for e in rows]
+    assert teacher.usd_per_1000 == pytest.approx(
+        1000 * (sum(tokens) + 2 * sum(answers)) / 1e6 / len(rows)
+    )
+    assert student.usd_per_1000 == pytest.approx(1000 * 0.1 * sum(tokens) / 1e6 / len(rows))
+    assert (teacher.tokens_are_estimated, teacher.p50_seconds) == (True, None)
+    assert report.tests[0].line("majority").cost.usd_per_1000 is None
+    assert report.tests[0].hybrid is not None
+    assert report.savings["hybrid_usd_per_1000"] == pytest.approx(
+        student.usd_per_1000 + report.tests[0].hybrid.handed_over * teacher.usd_per_1000
+    )
+
+
+def test_free_text_has_rouge_a_row_and_no_baselines(tmp_path: Path) -> None:
+    made = text_dataset(tmp_path / "d")
+    report = in_words(evaluate.evaluate(made, Shortener()))
+    test = report.tests[0]
+    assert [line.name for line in test.lines] == ["student", "teacher"]
+    student = test.line("student")
+    assert student.text is not None
+    assert student.form is None
+    assert 0.9 < student.text.rouge["rougeL"].value < 1
+    assert student.text.words.value < student.text.reference_words.value
+    files = evaluate_files.write(report, made, tmp_path / "out")
+    first = json.loads(files["answers test"].read_text().splitlines()[0])["answers"]["student"]
+    assert first["rouge"].keys() == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
+
+
+def test_tool_calls_are_refused(tmp_path: Path) -> None:
+    made = text_dataset(tmp_path / "d")
+    calls = Dataset(made.path, msgspec.structs.replace(made.info, answer={"kind": "tool_call"}), made.examples)  # fmt: skip
+    with pytest.raises(DataError, match="kind tool_call cannot be evaluated"):
+        evaluate.evaluate(calls, Guesser(3))
 
 
 def test_without_gold_the_teacher_is_the_reference(dataset: Dataset) -> None:

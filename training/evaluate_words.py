@@ -1,0 +1,106 @@
+"""What an evaluation shows, in words, also when the student loses. Pure."""
+
+from dataclasses import replace
+
+from training.eval_bits import BitsReport
+from training.eval_judge import JudgeReport
+from training.evaluate import RIVAL, STUDENT, Evaluation, TestReport
+from training.metrics import Mean, Rate
+
+NAMED_SLICES = 3
+
+
+def in_words(report: Evaluation) -> Evaluation:
+    """The report with its sentences."""
+    said = [sentence for test in report.tests for sentence in _of_test(test)]
+    if report.bits:
+        said.append(_of_bits(report.bits))
+    for judge in report.judges:
+        said += _of_judge(judge)
+    return replace(report, sentences=tuple(said))
+
+
+def percent(rate: Rate | Mean) -> str:
+    """A share and its interval, in per cent."""
+    share = rate.share if isinstance(rate, Rate) else rate.value
+    return f"{100 * share:.1f} [{100 * rate.low:.1f}-{100 * rate.high:.1f}]"
+
+
+def _of_test(test: TestReport) -> list[str]:
+    said = []
+    student = test.line(STUDENT)
+    where = f"{test.split}, {test.rows} rows, against {test.reference}"
+    if test.student_against_rival:
+        gap = test.student_against_rival
+        word = "beats" if gap.low > 0 else "loses to" if gap.high < 0 else "is level with"
+        said.append(
+            f"{where}: the student {word} {RIVAL}: {100 * gap.difference:+.1f} points "
+            f"[{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], McNemar p = {gap.p_value:.2g}."
+        )
+    if test.student_against_teacher:
+        gap = test.student_against_teacher
+        verdict = "not inferior" if test.non_inferior else "not shown to be non-inferior"
+        said.append(
+            f"{where}: against the teacher {100 * gap.difference:+.1f} points [{100 * gap.low:+.1f}, "
+            f"{100 * gap.high:+.1f}]: {verdict} at a margin of {100 * test.margin:.0f} points "
+            f"(about {test.rows_needed} rows would be needed to show it if they were equal)."
+        )
+    if test.hybrid:
+        h = test.hybrid
+        said.append(
+            f"{where}: student and teacher together {percent(h.accuracy)} at {100 * h.handed_over:.0f} % handed over; "
+            f"teacher alone {100 * h.teacher_alone.share:.1f}, student alone {100 * h.student_alone.share:.1f}."
+        )
+    if student.figures.unparseable:
+        said.append(
+            f"{where}: {student.figures.unparseable} of the student's answers do not parse."
+        )
+    if student.form and student.form.valid and student.form.valid.share < 1:
+        said.append(
+            f"{where}: {percent(student.form.valid)} % of the student's answers are valid under the schema."
+        )
+    return said + _of_slices(test, where)
+
+
+def _of_slices(test: TestReport, where: str) -> list[str]:
+    tested = [s for s in test.slices if s.has_enough_rows]
+    if not tested:
+        return []
+    small = len(test.slices) - len(tested)
+    few = f"; {small} more have too few rows to say" if small else ""
+    worse = [s for s in tested if s.is_worse]
+    if worse:
+        names = ", ".join(
+            f"{s.name} ({percent(s.student)}, elsewhere {100 * s.elsewhere.share:.1f})"
+            for s in worse[:NAMED_SLICES]
+        )
+        said = [
+            f"{where}: in {len(worse)} of {len(tested)} slices it errs more than elsewhere (Holm p < 0.05): {names}{few}."
+        ]
+    else:
+        said = [
+            f"{where}: in none of {len(tested)} slices it is shown to err more than elsewhere{few}."
+        ]
+    losing = [s.name for s in tested if s.loses_to_teacher]
+    if losing:
+        said.append(
+            f"{where}: slices in which it is shown to be worse than the teacher: {', '.join(losing[:NAMED_SLICES])}."
+        )
+    return said
+
+
+def _of_bits(bits: BitsReport) -> str:
+    return (
+        f"the right answers of {bits.rows} test rows take the student {bits.student.bits_per_byte:.3f} bits a byte and the base "
+        f"model {bits.base.bits_per_byte:.3f}: {bits.saved:+.3f} [{bits.saved_low:+.3f}, {bits.saved_high:+.3f}] saved."
+    )
+
+
+def _of_judge(judge: JudgeReport) -> list[str]:
+    both = judge.pairwise
+    said = [
+        f"judge {judge.model}, {judge.rows} rows: the student wins {both.wins}, ties {both.ties}, loses {both.losses} (win rate "
+        f"{percent(both.win_rate)}); both orders agree on {percent(both.consistent)} of {both.consistent.rows} pairs.",
+        f"judge {judge.model} {'may' if judge.may_gate else 'may not'} gate: {judge.why}.",
+    ]
+    return said + [f"judge {judge.model}: {warning}." for warning in judge.warnings]
