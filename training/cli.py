@@ -14,6 +14,7 @@ def _mount() -> None:
         curate_command,
         evaluate_command,
         experiment_command,
+        export_command,
         fit_command,
         label_command,
         mistakes_command,
@@ -34,6 +35,7 @@ def _mount() -> None:
         experiment_command,
         study_command,
         publish_command,
+        export_command,
         parity_command,
     ):
         module.register(app)

@@ -4,19 +4,33 @@ The rendered prompt is sent as the router sends it. What differs silently otherw
 begin-of-sequence token before the prompt, cuts it, lays a chat template around it, or serves no adapter at all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import httpx
 
 from router.prompt import render
 from training.dataset import Example
 from training.encode import encode_prompt
-from training.errors import DataError
+from training.errors import ConfigError, DataError
+from training.gates import Gate, outcome
 from training.predict import ModelPredictor
 
 Dialect = Literal["lorax", "openai"]
+DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
+
+
+def dialect(said: str) -> Dialect:
+    """A policy's word for how the server speaks.
+
+    Raises:
+        ConfigError: there is no such dialect.
+    """
+    found = next((one for one in DIALECTS if one == said), None)
+    if found is None:
+        raise ConfigError(f"--kind {said!r}: allowed: {', '.join(DIALECTS)}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +69,60 @@ class Parity:
     """Of those, rows on which the server gave the base model's answer."""
     first_difference: str | None
 
-    def wrong(self, least: float) -> list[str]:
-        """What does not hold, each in a sentence; [] when training and serving agree.
+    def gates(self, limits: "Limits") -> list[Gate]:
+        """Three lines: the prompts, the answers, and that an adapter is served."""
+        unequal = self.prompts_told - self.prompts_equal
+        prompts = f"prompt ids equal in {self.prompts_equal} of {self.prompts_told} rows"
+        if unequal:
+            prompts = (
+                f"prompt ids differ in {unequal} of {self.prompts_told} rows: the server adds, cuts or wraps something that "
+                "training did not"
+            )
+        answers = f"{self.answers_equal} of {self.rows} answers are equal, mean prefix {self.prefix_share:.2f}"
+        is_equal = self.answers_equal >= limits.equal * self.rows
+        is_prefix = self.prefix_share >= limits.prefix
+        needed = f"{limits.equal:.0%} are needed, and a mean prefix of {limits.prefix:.2f}"
+        if not (is_equal and is_prefix):
+            answers = f"{self.answers_equal} of {self.rows} answers are equal, {needed}; mean prefix {self.prefix_share:.2f}; {self.first_difference}"
+        base = f"{self.same_as_base} of {self.base_differs} answers that the adapter changes are the base model's"
+        is_base = bool(self.base_differs) and self.same_as_base == self.base_differs
+        if is_base:
+            base = f"all {self.base_differs} answers that the adapter changes are the base model's: the adapter is not served"
+        told = outcome(not unequal) if self.prompts_told else "not measured"
+        told_figure = prompts if self.prompts_told else "the server does not tell its prompt ids"
+        served = outcome(not is_base) if self.base_differs else "not measured"
+        return [
+            Gate("parity: prompt ids", told, told_figure, "all rows", "always"),
+            Gate("parity: greedy answers", outcome(is_equal and is_prefix), answers, needed, "always"),
+            Gate("parity: not the base model", served, base, "fewer than all", "always"),
+        ]  # fmt: skip
 
-        Args:
-            least: share of answers that must be equal; below 1 because another precision may turn a close call.
-        """
-        found = []
-        if self.prompts_equal < self.prompts_told:
-            found.append(
-                f"prompt ids differ in {self.prompts_told - self.prompts_equal} of {self.prompts_told} rows: the server "
-                "adds, cuts or wraps something that training did not"
-            )
-        if self.answers_equal < least * self.rows:
-            found.append(
-                f"{self.answers_equal} of {self.rows} answers are equal, {least:.0%} are needed; {self.first_difference}"
-            )
-        if self.base_differs and self.same_as_base == self.base_differs:
-            found.append(
-                f"all {self.base_differs} answers that the adapter changes are the base model's: the adapter is not served"
-            )
-        return found
+    def wrong(self, limits: "Limits") -> list[str]:
+        """What does not hold, each in a sentence; [] when training and serving agree."""
+        return [gate.figure for gate in self.gates(limits) if gate.state == "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What must hold; below 1 because another precision may turn a close call."""
+
+    equal: float = 0.9
+    """Share of answers that must be equal."""
+    prefix: float = 0.9
+    """Mean share of training's answer that the server's must begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A running server and what it calls the adapter."""
+
+    url: str
+    """Without /v1."""
+    adapter: str
+    dialect: Dialect = "lorax"
+    adapter_source: str | None = None
+    """LoRAX's: `local`, `s3`, `hub`; None leaves it to the server."""
+    timeout_seconds: float = 60
 
 
 def expected(
@@ -93,18 +140,33 @@ def expected(
     return rows
 
 
-def ask(
-    client: httpx.Client, dialect: Dialect, adapter: str, prompt: str, max_new_tokens: int
-) -> Served:
+def through(
+    target: Target, wanted: Sequence[Expected], max_new_tokens: int, tell: Callable[[int], None]
+) -> Parity:
+    """Ask a running server for every row; `tell` hears how many are done.
+
+    Raises:
+        DataError: it cannot be reached, refuses, or answers in another form.
+    """
+    served = []
+    url = target.url.rstrip("/") + "/"
+    with httpx.Client(base_url=url, timeout=target.timeout_seconds, trust_env=False) as client:
+        for row in wanted:
+            served.append(ask(client, target, row.prompt, max_new_tokens))
+            tell(len(served))
+    return compare(wanted, served)
+
+
+def ask(client: httpx.Client, target: Target, prompt: str, max_new_tokens: int) -> Served:
     """The server's greedy answer to a rendered prompt.
 
     Raises:
         DataError: it cannot be reached, refuses, or answers in another form.
     """
     try:
-        if dialect == "lorax":
-            return _lorax(client, adapter, prompt, max_new_tokens)
-        return _openai(client, adapter, prompt, max_new_tokens)
+        if target.dialect == "lorax":
+            return _lorax(client, target, prompt, max_new_tokens)
+        return _openai(client, target.adapter, prompt, max_new_tokens)
     except httpx.HTTPStatusError as why:
         raise DataError(
             f"{why.request.url}: {why.response.status_code} {why.response.text[:300]}"
@@ -113,12 +175,14 @@ def ask(
         raise DataError(f"{client.base_url}: {why}") from why
     except (KeyError, IndexError, TypeError, ValueError) as why:
         raise DataError(
-            f"{client.base_url}: not an answer in the form of {dialect}: {why!r}"
+            f"{client.base_url}: not an answer in the form of {target.dialect}: {why!r}"
         ) from why
 
 
-def _lorax(client: httpx.Client, adapter: str, prompt: str, limit: int) -> Served:
-    parameters = {"adapter_id": adapter, "max_new_tokens": limit, "decoder_input_details": True, "details": True}  # fmt: skip
+def _lorax(client: httpx.Client, target: Target, prompt: str, limit: int) -> Served:
+    parameters = {"adapter_id": target.adapter, "max_new_tokens": limit, "decoder_input_details": True, "details": True}  # fmt: skip
+    if target.adapter_source is not None:
+        parameters["adapter_source"] = target.adapter_source
     reply = _posted(client, "generate", {"inputs": prompt, "parameters": parameters})
     ids = tuple(int(token["id"]) for token in reply["details"]["prefill"])
     return Served(str(reply["generated_text"]).strip(), ids or None)

@@ -3,15 +3,13 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from router.home import Home
-    from training.parity import Dialect, Expected, Parity
-
-DIALECTS = ("lorax", "openai")
+    from training.parity import Expected, Limits, Parity, Target
 
 
 def parity(
@@ -24,15 +22,25 @@ def parity(
     ] = None,
     home: Annotated[Path, typer.Option(help="State folder.")] = Path(".graduate"),
     kind: Annotated[
-        str, typer.Option(help=f"Dialect, as a policy's backend has it: {', '.join(DIALECTS)}.")
+        str, typer.Option(help="Dialect, as a policy's backend has it: lorax, openai.")
     ] = "lorax",
+    adapter_source: Annotated[
+        str | None, typer.Option(help="LoRAX's: hub, local, s3, pbase; default: the server's own.")
+    ] = None,
     rows: Annotated[int, typer.Option(help="Held-out rows that are asked.", min=1)] = 16,
     least: Annotated[
         float, typer.Option(help="Share of answers that must be equal.", min=0, max=1)
     ] = 0.9,
+    least_prefix: Annotated[
+        float,
+        typer.Option(
+            help="Mean share of training's answer that the server's must begin with; for long texts use --least 0 beside it.",
+            min=0, max=1,
+        ),
+    ] = 0.9,
     timeout_seconds: Annotated[float, typer.Option(help="A request may take so long.", min=1)] = 60,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Compare a running server with training: prompt ids, greedy answers, and that the adapter is served at all.
 
     Status 2 when they differ. The result is RUN/evaluation/parity.json.
@@ -40,38 +48,51 @@ def parity(
     Example: graduate train parity --server-url http://127.0.0.1:8080 --adapter tickets/1
     """
     from router.home import Home
-    from training.commands import newest, operator_errors, out
-    from training.errors import ConfigError, PublishRefused
+    from training.commands import newest, operator_errors, progress_bar
+    from training.errors import PublishRefused
+    from training.parity import Limits, Target, dialect, through
 
     place = Home(home)
     with operator_errors():
-        if kind not in DIALECTS:
-            raise ConfigError(f"--kind {kind!r}: allowed: {', '.join(DIALECTS)}")
+        target = Target(server_url, adapter, dialect(kind), adapter_source, timeout_seconds)
+        limits = Limits(least, least_prefix)
         folder = run or newest(place.runs, "*-*", "run")
         wanted, limit = _expected(folder, place, rows)
-        found = _asked(
-            wanted, server_url, cast("Dialect", kind), adapter, limit, timeout_seconds, as_json
-        )
-        wrong = found.wrong(least)
-        result = {"adapter": adapter, "server": kind, **asdict(found), "wrong": wrong}
-        file = folder / "evaluation" / "parity.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result, indent=2))
-        if as_json:
-            typer.echo(json.dumps(result))
-        else:
-            told = (
-                f"{found.prompts_equal} of {found.prompts_told}"
-                if found.prompts_told
-                else "not told"
+        with progress_bar(as_json) as tell:
+            found = through(
+                target, wanted, limit, lambda done: tell("server", done, len(wanted), None)
             )
-            out.print(
-                f"prompt ids equal: {told} · answers equal: {found.answers_equal} of {found.rows} · the base model's "
-                f"answer: {found.same_as_base} of {found.base_differs}",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
-        if wrong:
-            raise PublishRefused(f"{adapter} at {server_url}: " + "; ".join(wrong))
+        result = record(folder, target, limits, found)
+        _show(found, limits, result, as_json)
+        if result["wrong"]:
+            raise PublishRefused(f"{adapter} at {server_url}: " + "; ".join(result["wrong"]))
+
+
+def record(run: Path, target: "Target", limits: "Limits", found: "Parity") -> dict[str, Any]:
+    """Write RUN/evaluation/parity.json, and return what is in it."""
+    result = {
+        "adapter": target.adapter, "server": target.dialect, "url": target.url, **asdict(found), "limits": asdict(limits),
+        "wrong": found.wrong(limits),
+    }  # fmt: skip
+    file = run / "evaluation" / "parity.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=2))
+    return result
+
+
+def _show(found: "Parity", limits: "Limits", result: dict[str, Any], as_json: bool) -> None:
+    from training.commands import out
+
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for gate in found.gates(limits):
+        out.print(
+            f"{gate.name}: {gate.figure} · {gate.state}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _expected(run: Path, place: "Home", rows: int) -> "tuple[list[Expected], int]":
@@ -94,25 +115,6 @@ def _expected(run: Path, place: "Home", rows: int) -> "tuple[list[Expected], int
     student, plain = publish.reloaded(run, open_base_model(origin["model"], place), dataset, rows)
     wanted = core.expected(publish.held_out(dataset, rows), student, plain)
     return wanted, student.max_new_tokens
-
-
-def _asked(
-    wanted: "list[Expected]", url: str, kind: "Dialect", adapter: str, limit: int, timeout: float, quiet: bool
-) -> "Parity":  # fmt: skip
-    import httpx
-
-    from training import parity as core
-    from training.commands import progress_bar
-
-    served: list[Any] = []
-    with (
-        httpx.Client(base_url=url.rstrip("/") + "/", timeout=timeout, trust_env=False) as client,
-        progress_bar(quiet) as tell,
-    ):
-        for row in wanted:
-            served.append(core.ask(client, kind, adapter, row.prompt, limit))
-            tell("server", len(served), len(wanted), None)
-    return core.compare(wanted, served)
 
 
 def register(app: typer.Typer) -> None:

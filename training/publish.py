@@ -1,87 +1,30 @@
-"""From a run to a version in the registry: lint, parity, gates, lineage, model card. Or a reasoned no.
+"""What a run's files must show before they go into the registry, and what goes there with them: lineage and model card.
 
-The lint refuses what LoRAX or vLLM would serve wrongly without a word; parity loads the adapter anew and asks for the
-same answers; the gates read the run's evaluation. `graduate train publish` says `publish`, `hybrid only` or `do not
-graduate`, and why.
+The template must reach the server, and the adapter, loaded anew out of its files, must answer as the fitted one did and not as the
+base model does. Lint is in `servers`, the evaluation's gates are in `gates`; `publish_run` asks them all.
 """
 
 import datetime
 import hashlib
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from safetensors import safe_open
+from typing import Any
 
 from router.policy import Route
 from serving.base_model import BaseModel
 from training import lora
-from training.dataset import Dataset, DatasetInfo
+from training.dataset import Dataset, DatasetInfo, Example
 from training.encode import answer_limit
-from training.errors import DataError, PublishRefused
+from training.errors import DataError
+from training.gates import Conclusion, Gate, outcome
 from training.predict import ModelPredictor
+from training.servers import Server
 
-NO_TERMS = (
-    "not checked; whether a teacher's answers may train another model is decided by them (record what they say by "
-    "`graduate train publish --terms TEXT`)"
-)
-MAX_RANK = 64
-"""LoRAX compiles its kernels for ranks up to 64; vLLM takes more when told so."""
-
-
-def lint(adapter: Path, num_layers: int) -> list[str]:
-    """What LoRAX or vLLM would silently serve wrongly, each in a sentence; [] when nothing is wrong.
-
-    Sources: LoRAX's adapter loader (no rsLoRA or DoRA scale, a module type must be in every layer, no
-    modules_to_save), vLLM's LoRA config checks.
-    """
-    try:
-        config = json.loads((adapter / "adapter_config.json").read_text())
-    except (OSError, ValueError) as why:
-        return [f"adapter_config.json cannot be read: {why}"]
-    wrong = [
-        f"{key} is set: LoRAX ignores it and would serve other weights"
-        for key in (
-            "use_rslora",
-            "use_dora",
-            "rank_pattern",
-            "alpha_pattern",
-            "modules_to_save",
-            "layers_to_transform",
-        )
-        if config.get(key)
-    ]
-    if config.get("bias", "none") != "none":
-        wrong.append(
-            f"bias = {config['bias']!r}: neither LoRAX nor vLLM serves LoRA biases; allowed: none"
-        )
-    if config.get("r", 0) > MAX_RANK:
-        wrong.append(f"rank {config['r']}: LoRAX serves ranks up to {MAX_RANK}")
-    if list(adapter.glob("*.bin")) or list(adapter.glob("*.pt")):
-        wrong.append("pickled weights: only safetensors are served")
-    weights = adapter / "adapter_model.safetensors"
-    if not weights.exists():
-        return [*wrong, "adapter_model.safetensors is missing"]
-    with safe_open(weights, framework="pt") as tensors:
-        names = set(tensors.keys())
-    for module in config.get("target_modules", ()):
-        layers = {
-            int(name.split(".layers.")[1].split(".")[0])
-            for name in names
-            if f".{module}.lora_A" in name and ".layers." in name
-        }
-        if layers != set(range(num_layers)):
-            missing = sorted(set(range(num_layers)) - layers)
-            wrong.append(
-                f"{module} has no weights in layers {missing}: LoRAX would skip {module} everywhere"
-            )
-    return wrong
-
-
-Server = Literal["lorax", "vllm", "graduate"]
-"""What serves the students. Only `graduate` reads an adapter's template from the registry."""
+RELOAD_RISK = 0.001
+"""How rarely a right adapter may answer so many fewer rows exactly than training's best epoch did."""
 
 
 def template_missing(
@@ -104,29 +47,86 @@ def template_missing(
 
 
 @dataclass(frozen=True, slots=True)
-class Parity:
-    """Answers of the adapter loaded anew, beside the base model's."""
+class Reloaded:
+    """Answers of the adapter loaded anew, beside the base model's and beside what training's best epoch gave."""
 
     rows: int
     same_as_base: int
     parseable: int
+    exact: int
+    """Answers that are the row's own, to the letter."""
+    fitted_share: float | None = None
+    """Share of exact answers of the best epoch, over all held-out rows; None where the run does not say."""
+
+    def gates(self) -> list[Gate]:
+        """Two lines: it does something, and it does what was fitted."""
+        base = Gate(
+            "reload check: not the base model", outcome(not self.rows or self.same_as_base < self.rows),
+            f"{self.same_as_base} of {self.rows} answers equal the base model's"
+            + (": the adapter does nothing" if self.rows and self.same_as_base == self.rows else ""),
+            "fewer than all", "always",
+        )  # fmt: skip
+        if self.fitted_share is None:
+            return [base]
+        chance = at_most(self.exact, self.rows, self.fitted_share)
+        figure = (
+            f"{self.exact} of {self.rows} answers exact, training's best epoch had {100 * self.fitted_share:.1f} %"
+            f" (so few or fewer by chance: {chance:.2g})"
+        )
+        limit = f"chance above {RELOAD_RISK}"
+        return [
+            base,
+            Gate(
+                "reload check: as fitted",
+                outcome(chance > RELOAD_RISK),
+                figure,
+                limit,
+                "always",
+            ),
+        ]
 
 
-def parity(
-    dataset: Dataset, student: ModelPredictor, base_answers: Sequence[str], rows: int
-) -> Parity:
-    """Ask the reloaded student for some held-out rows; it must not answer as the base model does."""
+def at_most(successes: int, rows: int, share: float) -> float:
+    """Probability of `successes` or fewer among `rows` draws that succeed with probability `share`."""
+    return sum(
+        math.comb(rows, k) * share**k * (1 - share) ** (rows - k) for k in range(successes + 1)
+    )
+
+
+def reload_check(
+    dataset: Dataset,
+    student: ModelPredictor,
+    base_answers: Sequence[str],
+    rows: int,
+    fitted_share: float | None = None,
+) -> Reloaded:
+    """Ask the reloaded student for some held-out rows."""
     from router.answer_spec import AnswerSpec
     from router.compare import parse
 
     spec = AnswerSpec.model_validate(dataset.info.answer)
-    found = student.predict(held_out(dataset, rows))
-    same = sum(p.text == b for p, b in zip(found, base_answers, strict=True))
-    return Parity(len(found), same, sum(parse(spec, p.text) is not None for p in found))
+    asked = held_out(dataset, rows)
+    found = student.predict(asked)
+    return Reloaded(
+        rows=len(found),
+        same_as_base=sum(p.text == b for p, b in zip(found, base_answers, strict=True)),
+        parseable=sum(parse(spec, p.text) is not None for p in found),
+        exact=sum(p.text == e.completion.strip() for p, e in zip(found, asked, strict=True)),
+        fitted_share=fitted_share,
+    )
 
 
-def held_out(dataset: Dataset, rows: int) -> list[Any]:
-    """The rows that parity asks: the first of validation, which no figure is reported on."""
+def fitted_share(run: Path) -> float | None:
+    """Share of exact answers on held-out rows of the epoch that was kept; None where run.json does not say."""
+    try:
+        said = json.loads((run / "run.json").read_text())
+        return float(said["epochs"][said["best"] - 1]["exact_share"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+
+
+def held_out(dataset: Dataset, rows: int) -> list[Example]:
+    """The rows that reload check and parity ask: the first of validation, which no figure is reported on."""
     return list(dataset.of("validation"))[:rows]
 
 
@@ -145,119 +145,103 @@ def reloaded(
     return ModelPredictor("student", adapted, *settings), [p.text for p in plain]
 
 
-Verdict = Literal["publish", "hybrid only", "do not graduate"]
-
-
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """What the evaluation allows, and why."""
+class Sources:
+    """What lineage and model card say beside the gates."""
 
-    verdict: Verdict
-    reasons: tuple[str, ...]
+    origin: dict[str, Any]
+    terms: dict[str, Any]
+    """`terms.record`."""
+    parity: dict[str, Any] | None
+    """What the running server gave; None when none was asked."""
+    forced: str | None
 
-
-def gate(evaluation: dict[str, Any]) -> Gate:
-    """Read the run's evaluation.
-
-    `publish`: on every test set the student is shown to be non-inferior to the teacher. `hybrid only`: it is not, but
-    student and teacher together are at least as good as the teacher at fewer of its calls. Else `do not graduate`.
-    Without gold labels there is no teacher to compare with: agreement of at least half is asked for.
-    """
-    reasons = []
-    tests = evaluation["tests"]
-    if all(t["non_inferior"] for t in tests if t["non_inferior"] is not None) and any(
-        t["non_inferior"] is not None for t in tests
-    ):
-        return Gate("publish", ("not inferior to the teacher on every test set",))
-    main = tests[0]
-    student = next(line for line in main["lines"] if line["name"] == "student")
-    share = student["figures"]["accuracy"]["share"]
-    gap = main["student_against_teacher"]
-    if gap is None:
-        reasons.append(
-            f"no gold labels: agrees with the teacher on {100 * share:.1f} % of test rows"
-        )
-        return Gate("hybrid only" if share >= 0.5 else "do not graduate", tuple(reasons))
-    reasons.append(
-        f"not shown to be non-inferior at {100 * main['margin']:.0f} points: {100 * gap['difference']:+.1f} "
-        f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
-    )
-    together = main["hybrid"]
-    if together and together["handed_over"] < 1:
-        right, teacher = together["accuracy"], together["teacher_alone"]
-        reasons.append(
-            f"with the teacher on {100 * together['handed_over']:.0f} % of requests: {100 * right['share']:.1f}, "
-            f"teacher alone {100 * teacher['share']:.1f}"
-        )
-        if right["high"] >= teacher["share"]:
-            return Gate("hybrid only", tuple(reasons))
-    return Gate("do not graduate", tuple(reasons))
+    @property
+    def precision(self) -> str:
+        """In which the frozen weights were trained over."""
+        return str(self.origin.get("precision", "not recorded"))
 
 
 def lineage(
-    run: Path,
-    origin: dict[str, Any],
-    dataset: Dataset,
-    verdict: Gate,
-    *,
-    forced: str | None,
-    terms: str | None,
+    run: Path, dataset: Dataset, conclusion: Conclusion, sources: Sources, teachers: Sequence[str]
 ) -> dict[str, Any]:
-    """Where the adapter comes from, for `lineage.json`: enough to train it again and to check drift against its data.
-
-    Args:
-        terms: what somebody found in the teachers' terms of service; None when nobody has said.
-    """
+    """Where the adapter comes from, for `lineage.json`: enough to train it again and to check drift against its data."""
     evaluation = run / "evaluation" / "evaluation.json"
+    origin = sources.origin
     return {
-        "schema": 1,
+        "schema": 2,
         "dataset": origin["dataset"],
         "dataset_digest": dataset.info.digest,
         "dataset_query": dataset.info.query,
-        "teachers": list(dataset.info.teachers),
-        "teacher_terms": terms,
+        "teachers": list(teachers),
+        "terms": sources.terms,
         "base_model": origin["base_model"],
         "base_model_digest": origin["base_model_digest"],
+        "precision": sources.precision,
         "config": json.loads((run / "config.json").read_text()),
         "run": json.loads((run / "run.json").read_text()),
         "evaluation_sha256": hashlib.sha256(evaluation.read_bytes()).hexdigest(),
-        "verdict": verdict.verdict,
-        "reasons": list(verdict.reasons),
-        "forced": forced,
+        "verdict": conclusion.verdict,
+        "reasons": list(conclusion.reasons),
+        "gates": [asdict(gate) for gate in conclusion.gates],
+        "parity": sources.parity,
+        "forced": sources.forced,
         "published_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
 def model_card(
-    task: str, dataset: Dataset, origin: dict[str, Any], evaluation: dict[str, Any], verdict: Gate,
-    terms: str | None = None,
+    task: str, dataset: Dataset, evaluation: dict[str, Any], conclusion: Conclusion, sources: Sources
 ) -> str:  # fmt: skip
     """README.md of the adapter."""
+    origin = sources.origin
     lines = [
         f"# {task}", "",
         f"LoRA adapter for `{origin['base_model']}`, trained on {dataset.info.counts.get('train', 0)} answers of "
-        f"{', '.join(dataset.info.teachers) or 'recorded answers'} (dataset `{dataset.info.digest}`).",
-        "", f"Verdict: **{verdict.verdict}** ({'; '.join(verdict.reasons)}).", "",
+        f"{', '.join(dataset.info.teachers) or 'recorded answers'} (dataset `{dataset.info.digest}`), over "
+        f"{sources.precision} weights.",
+        "", f"Verdict: **{conclusion.verdict}** ({'; '.join(conclusion.reasons)}).", "",
     ]  # fmt: skip
+    if sources.forced:
+        lines += [f"Published all the same: {sources.forced}.", ""]
+    lines += ["| gate | figure | limit | outcome |", "|---|---|---|---|"]
+    lines += [f"| {g.name} | {g.figure} | {g.limit} | {g.state} |" for g in conclusion.gates]
+    lines.append("")
     for test in evaluation["tests"]:
-        lines += [
-            f"## {test['split']}: {test['rows']} rows, against {test['reference']}", "",
-            "| answerer | right | 95 % interval | unparseable |", "|---|---|---|---|",
-        ]  # fmt: skip
-        for line in test["lines"]:
-            right = line["figures"]["accuracy"]
-            lines.append(
-                f"| {line['name']} | {100 * right['share']:.1f} | {100 * right['low']:.1f}-{100 * right['high']:.1f} "
-                f"| {line['figures']['unparseable']} |"
-            )
-        lines.append("")
+        lines += _test_table(test)
     lines += [f"- {sentence}" for sentence in evaluation["sentences"]]
     lines += [
         "", "The student sees this template, the input cut to "
         f"{dataset.info.max_input_chars or 'any number of'} characters:", "", "```", dataset.info.prompt, "```", "",
-        f"Teacher's terms of service: {terms or NO_TERMS}.",
+        *_terms(sources.terms),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _test_table(test: dict[str, Any]) -> list[str]:
+    lines = [
+        f"## {test['split']}: {test['rows']} rows, against {test['reference']}", "",
+        "| answerer | right | 95 % interval | unparseable |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for line in test["lines"]:
+        right = line["figures"]["accuracy"]
+        lines.append(
+            f"| {line['name']} | {100 * right['share']:.1f} | {100 * right['low']:.1f}-{100 * right['high']:.1f} "
+            f"| {line['figures']['unparseable']} |"
+        )
+    return [*lines, ""]
+
+
+def _terms(terms: dict[str, Any]) -> list[str]:
+    """The card's part about terms of service and licences."""
+    lines = ["## Terms", ""]
+    for one in terms["checked"]:
+        noted = f" (noted {one['noted']}, {one['basis']})" if one["noted"] else ""
+        lines.append(f"- {one['role']} `{one['model']}`: {one['class']}: {one['clause']}{noted}")
+    signed = terms["accepted"]
+    if signed:
+        lines.append(f"- accepted by {signed['by']} at {signed['at']}: {signed['reason']}")
+    return [*lines, "", f"This is {terms['notice']}."]
 
 
 def load_evaluation(run: Path) -> dict[str, Any]:
@@ -273,23 +257,3 @@ def load_evaluation(run: Path) -> dict[str, Any]:
         raise DataError(f"{file}: {why}; run `graduate train evaluate --run {run}` first") from why
     assert isinstance(found, dict)
     return found
-
-
-def enforce(wrong: Sequence[str], checked: Parity, verdict: Gate, forced: str | None) -> None:
-    """Nothing, when the adapter may be published. A hybrid-only student may: the policy decides its mode.
-
-    Raises:
-        PublishRefused: with every reason. Lint and parity cannot be forced.
-    """
-    if wrong:
-        raise PublishRefused("serving lint: " + "; ".join(wrong))
-    if checked.rows and checked.same_as_base == checked.rows:
-        raise PublishRefused(
-            f"parity: all {checked.rows} answers equal the base model's: the adapter does nothing"
-        )
-    if verdict.verdict == "do not graduate" and not forced:
-        raise PublishRefused(
-            "do not graduate: "
-            + "; ".join(verdict.reasons)
-            + "; --force REASON publishes all the same"
-        )

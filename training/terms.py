@@ -16,7 +16,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from training.errors import ConfigError, PublishRefused
+from training.errors import ConfigError
+from training.gates import Gate, outcome
 
 Class = Literal["allowed", "restricted", "forbidden", "unknown"]
 Role = Literal["teacher", "base model"]
@@ -199,20 +200,22 @@ def refused(found: Sequence[Found]) -> list[Found]:
     return [one for one in found if one.cls in REFUSED]
 
 
-def enforce(found: Sequence[Found], signature: Signature | None) -> None:
-    """Nothing, when the terms allow it, are not known, or somebody has signed.
-
-    Raises:
-        PublishRefused: a restricted or forbidden model of the lineage, and what may be done.
-    """
-    stops = refused(found)
-    if stops and signature is None:
-        raise PublishRefused(
-            "terms of service: "
-            + "; ".join(one.sentence for one in stops)
-            + '. Read them; when this use is within them, sign for it: --accept-terms NAME "REASON" '
-            f"(kept in lineage and model card). {NOTICE[0].upper()}{NOTICE[1:]}"
+def gates(found: Sequence[Found], signature: Signature | None) -> list[Gate]:
+    """A line for each model: failed where the terms restrict or forbid it and nobody has signed."""
+    limit = 'allowed, or signed for by --accept-terms NAME "REASON" once somebody has read them'
+    lines = []
+    for one in found:
+        name, figure = f"terms of {one.role} {one.model}", one.sentence
+        if one.cls == "unknown":
+            lines.append(Gate(name, "not measured", figure, limit, "signature"))
+            continue
+        is_signed = one.cls in REFUSED and signature is not None
+        if signature is not None and is_signed:
+            figure += f"; signed for by {signature.by} at {signature.at}: {signature.reason}"
+        lines.append(
+            Gate(name, outcome(one.cls == "allowed" or is_signed), figure, limit, "signature")
         )
+    return lines
 
 
 def record(found: Sequence[Found], signature: Signature | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.serving.http.conftest import PROMPT, LiveServer, running
 from tests.training.conftest import route, rows
 from training import build, dataset, parity
 from training.cli import app
-from training.parity import Expected, Served
+from training.parity import Expected, Limits, Served
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -32,14 +32,22 @@ def row(answer: str, base: str = "base") -> Expected:
     ],
 )  # fmt: skip
 def test_what_differs_is_said(served: list[Served], message: str | None) -> None:
-    wrong = parity.compare([row("ab"), row("cd")], served).wrong(0.9)
+    found = parity.compare([row("ab"), row("cd")], served)
+    wrong = found.wrong(Limits(0.9, 0.9))
+    assert all(gate.stops == "always" for gate in found.gates(Limits()))
     assert wrong == [] if message is None else any(message in sentence for sentence in wrong)
 
 
 def test_a_close_call_may_turn() -> None:
     found = parity.compare([row("ab"), row("cd")], [Served("ab", (1, 2)), Served("cx", (1, 2))])
-    assert found.wrong(0.5) == []
+    assert found.wrong(Limits(0.5, 0.7)) == []
     assert found.prefix_share == 0.75
+    assert "mean prefix 0.75" in found.wrong(Limits(0.5, 0.8))[0]
+
+
+def test_what_the_server_does_not_tell_is_not_measured() -> None:
+    found = parity.compare([row("base")], [Served("base", None)])
+    assert [gate.state for gate in found.gates(Limits())] == ["not measured", "passed", "not measured"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +96,8 @@ def test_the_served_adapter_answers_as_it_was_trained(
 def test_another_adapter_is_noticed(live: LiveServer, run: Path) -> None:
     status, output = asked(live, run, live.adapters[0])
     assert status == 2
-    assert "of 4 answers are equal, 90% are needed; row" in output
+    assert "of 4 answers are equal, 90% are needed" in output
+    assert "; row " in output
 
 
 @pytest.mark.parametrize(

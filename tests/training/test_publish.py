@@ -12,6 +12,7 @@ from tests.training.conftest import route, write_policy
 from training import publish
 from training.cli import app
 from training.dataset import Dataset
+from training.servers import Server
 
 
 def without_prompt() -> Route:
@@ -24,7 +25,7 @@ def without_prompt() -> Route:
 
 @pytest.mark.parametrize("server", [None, "lorax", "vllm"])
 def test_a_template_that_the_policy_does_not_name_is_refused(
-    dataset: Dataset, server: publish.Server | None
+    dataset: Dataset, server: Server | None
 ) -> None:
     said = publish.template_missing(Path("p.yaml"), dataset.info, without_prompt(), server)
     assert said is not None
@@ -49,7 +50,7 @@ def test_the_cut_that_the_policy_needs_is_named(dataset: Dataset) -> None:
     ],
 )
 def test_what_is_served_as_trained_passes(
-    dataset: Dataset, chosen: Route | None, server: publish.Server | None
+    dataset: Dataset, chosen: Route | None, server: Server | None
 ) -> None:
     assert publish.template_missing(Path("p.yaml"), dataset.info, chosen, server) is None
 
@@ -87,23 +88,3 @@ def test_the_command_refuses(
     )
     assert done.exit_code == 2
     assert message in done.output
-
-
-@pytest.mark.parametrize(
-    ("terms", "said"),
-    [
-        pytest.param(None, "Teacher's terms of service: not checked", id="nobody has said"),
-        pytest.param(
-            "section 2 allows it, read by ada",
-            "service: section 2 allows it, read by ada",
-            id="said",
-        ),
-    ],
-)
-def test_the_card_says_whether_terms_were_read(
-    dataset: Dataset, terms: str | None, said: str
-) -> None:
-    verdict = publish.Gate("publish", ("equal",))
-    evaluation = {"tests": [], "sentences": []}
-    card = publish.model_card("mail", dataset, {"base_model": "m"}, evaluation, verdict, terms)
-    assert said in card

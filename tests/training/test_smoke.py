@@ -75,12 +75,13 @@ def test_build_fit_evaluate_publish_take_less_than_a_minute(engine: str, tmp_pat
     untrained = {EMBEDDED, "base model, zero-shot", "base model, 3-shot"}
     assert {"student", "teacher", "majority", *untrained} <= names
     published = run(
-        "publish", "--run", str(folder), "--force", "a tiny model", "--terms", "ours to train on"
+        "publish", "--run", str(folder), "--force", "a tiny model", "--teacher", "replay"
     )
     assert published["adapter"] == "tickets/1"
     lineage = json.loads(next((home / "adapters").rglob("lineage.json")).read_text())
     assert lineage["config"]["engine"] == engine
-    assert lineage["teacher_terms"] == "ours to train on"
+    assert [one["class"] for one in lineage["terms"]["checked"]] == ["allowed", "unknown"]
+    assert any(gate["name"] == "reload check: as fitted" for gate in lineage["gates"])
     assert seconds() - began < MOST_SECONDS
 
 

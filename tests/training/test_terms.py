@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from training import terms
+from training import gates, terms
 from training.errors import ConfigError, PublishRefused
+from training.gates import Gate
 
 NOW = datetime.datetime(2026, 11, 25, 1, 0, tzinfo=datetime.UTC)
 REGISTER = terms.load()
+HOLDS = Gate("non-inferior on test", "passed", "+1", "above -5", "verdict")
 
 
 @pytest.mark.parametrize(
@@ -81,11 +83,13 @@ def test_what_refuses(tmp_path: Path, teacher: str, signed: bool, passes: bool) 
     )
     found = terms.judge(terms.load(own), [teacher], "SmolLM2-135M", None)
     signature = terms.sign(("ada", "for our own use only"), NOW) if signed else None
+    conclusion = gates.conclude([*terms.gates(found, signature), HOLDS])
+    assert conclusion.verdict == "graduate"
     if passes:
-        terms.enforce(found, signature)
+        gates.enforce(conclusion, None)
     else:
         with pytest.raises(PublishRefused, match=f"{teacher}.*--accept-terms NAME"):
-            terms.enforce(found, signature)
+            gates.enforce(conclusion, "a reason that does not help")
 
 
 def test_what_is_signed_is_kept() -> None:
