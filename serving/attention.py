@@ -14,6 +14,9 @@ from torch.nn import functional
 
 from serving.cache import KeyValueCache
 
+_WIDTH = 16
+"""fp32 numbers of the widest registers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -33,8 +36,10 @@ class Slot:
 @dataclass(frozen=True, slots=True)
 class _Prompt:
     slot: Slot
+    num_seen: int
+    """Tokens of its cache row that are read: its own, and others behind them that nobody sees."""
     mask: torch.Tensor | None
-    """[new, t] minus infinity where a token does not see; None is the plain causal one."""
+    """[new, num_seen] minus infinity where a token does not see; None is the plain causal one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class Attention:
         )  # fmt: skip
         """[n] where each new token goes in a layer whose rows and tokens are one dimension."""
         self._num_tokens = slots[-1].stop
-        self._prompts = [_Prompt(s, _mask(s)) for s in slots if not s.is_single]
+        self._prompts = [_prompt(s, cache.num_tokens) for s in slots if not s.is_single]
         singles = sorted((s for s in slots if s.is_single), key=lambda s: s.row)
         self._singles = _together(singles, self._num_tokens) if singles else None
 
@@ -99,11 +104,15 @@ def _scattered(out: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(out).index_copy_(0, flat, out)
 
 
-def _mask(slot: Slot) -> torch.Tensor | None:
+def _prompt(slot: Slot, room: int) -> _Prompt:
+    own = slot.cached + slot.stop - slot.start
     if not slot.cached:
-        return None
-    new = slot.stop - slot.start
-    return torch.full((new, slot.cached + new), float("-inf")).triu(slot.cached + 1)
+        return _Prompt(slot, own, None)
+    # products of a width that registers divide take a tenth less time
+    seen = min(room, -(-own // _WIDTH) * _WIDTH)
+    return _Prompt(
+        slot, seen, torch.full((own - slot.cached, seen), float("-inf")).triu(slot.cached + 1)
+    )
 
 
 def _together(singles: Sequence[Slot], num_tokens: int) -> _Singles:
@@ -129,7 +138,7 @@ def _attend_prompt(
 ) -> None:
     """One row with several new tokens, causal, over its cache and itself."""
     slot = prompt.slot
-    seen = layer[slot.row, : slot.cached + slot.stop - slot.start].permute(1, 2, 0, 3)
+    seen = layer[slot.row, : prompt.num_seen].permute(1, 2, 0, 3)
     out = functional.scaled_dot_product_attention(
         q[slot.start : slot.stop].transpose(0, 1)[None],
         seen[0][None],

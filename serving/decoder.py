@@ -20,7 +20,7 @@ from torch.nn import functional
 from serving.attention import Attention, Slot
 from serving.cache import KeyValueCache
 from serving.errors import OperatorError
-from serving.lora import Batch, Places
+from serving.lora import Batches, Places
 from serving.products import Product
 from serving.weights import EMBEDDING, HEAD, Weights, head_width, of_model
 
@@ -105,7 +105,7 @@ class Decoder:
         self,
         ids: torch.Tensor,
         slots: Sequence[Slot],
-        adapters: Batch,
+        adapters: Batches,
         cache: KeyValueCache,
         keep: torch.Tensor,
     ) -> torch.Tensor:
@@ -115,7 +115,7 @@ class Decoder:
             ids: [n] token ids, rows one after the other.
             slots: one for each row, in the order of `ids`.
             adapters: which tokens belong to which adapter.
-            keep: [m] flat positions whose logits are wanted.
+            keep: [m] flat positions whose logits are wanted, ascending.
 
         Returns:
             [m, vocabulary] logits.
@@ -123,22 +123,25 @@ class Decoder:
         positions = torch.cat([torch.arange(s.cached, s.cached + s.stop - s.start) for s in slots])
         turns = self.rotations.index_select(0, positions)[:, None]
         attend = Attention(slots, cache)
-        x = functional.embedding(ids, self.embedding)
+        x, batch = functional.embedding(ids, self.embedding), adapters.all
         for number, layer in enumerate(self.layers):
             normed = self._normed(x, layer.norm1)
             qkv = layer.qkv(normed)
-            adapters.add(qkv, normed, number, "qkv")
+            batch.add(qkv, normed, number, "qkv")
             q, key_values = self._heads(qkv, layer, turns)
             mixed = attend(q, key_values, cache.layer(number))
+            if number == self.num_layers - 1 and len(keep) < len(x):
+                # nobody reads the other tokens any more: their keys and values are in the cache
+                x, mixed, batch = x[keep], mixed[keep], adapters.kept
             x = layer.o.onto(mixed, x)
-            adapters.add(x, mixed, number, "o")
+            batch.add(x, mixed, number, "o")
             normed = self._normed(x, layer.norm2)
             both = layer.gate_up(normed)
-            adapters.add(both, normed, number, "gate_up")
+            batch.add(both, normed, number, "gate_up")
             activated = functional.silu(both[:, : self.inner]).mul_(both[:, self.inner :])
             x = layer.down.onto(activated, x)
-            adapters.add(x, activated, number, "down")
-        return self.head(self._normed(x[keep], self.norm))
+            batch.add(x, activated, number, "down")
+        return self.head(self._normed(x, self.norm))
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(x, (x.shape[-1],), weight, self.epsilon)

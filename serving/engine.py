@@ -16,7 +16,7 @@ from serving.decoder import Decoder
 from serving.errors import GenerationFailed
 from serving.generation import Finished, FinishReason, Job, TokenOut
 from serving.grammar import Grammars, Matcher
-from serving.lora import Batch, LoraWeights, Stacks
+from serving.lora import Batches, Group, LoraWeights, Stacks, batches
 from serving.prefixes import Prefixes
 from serving.sampling import Choice, choose, choose_greedy, is_plain
 from serving.text import Detokenizer
@@ -199,22 +199,25 @@ class Engine:
                 self.remove(item.row)
         return emitted
 
-    def _layout(self, order: Sequence[int]) -> tuple[list[Slot], Batch, list[int], list[int]]:
+    def _layout(self, order: Sequence[int]) -> tuple[list[Slot], Batches, list[int], list[int]]:
         """The flat batch: where each row's new tokens are, which adapter they belong to, whose logits are wanted."""
         slots: list[Slot] = []
-        groups: list[tuple[LoraWeights | None, int]] = []
+        groups: list[Group] = []
         ids: list[int] = []
         keep: list[int] = []
         for i in order:
             row = self._rows[i]
-            start = len(ids)
+            start, num_kept = len(ids), len(keep)
             ids += row.pending
             slots.append(Slot(i, start, len(ids), row.cached))
             wants_all = row.job.want_prompt_logprobs and not row.generated
             keep += range(start, len(ids)) if wants_all else [len(ids) - 1]
-            before = groups.pop()[1] if groups and groups[-1][0] is row.weights else 0
-            groups.append((row.weights, before + len(ids) - start))
-        return slots, Batch(groups, self._stacks), ids, keep
+            new, kept = len(ids) - start, len(keep) - num_kept
+            if groups and groups[-1].weights is row.weights:
+                before = groups.pop()
+                new, kept = new + before.num_tokens, kept + before.num_kept
+            groups.append(Group(row.weights, new, kept))
+        return slots, batches(groups, self._stacks), ids, keep
 
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Choice | GenerationFailed]:
         """Each row's next token, or why it has none: a row's scores are its own matter."""

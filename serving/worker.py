@@ -22,13 +22,14 @@ import torch
 from serving.adapters import Adapters, settle
 from serving.base_model import BaseModel
 from serving.batching import Limits, Waiting, next_batch
-from serving.callers import Item, Request, deliver
+from serving.callers import Item, Request, hand_over
 from serving.engine import Emitted, Engine, Failed, Row
 from serving.errors import AdapterFailed, GenerationFailed, InvalidRequest, Overloaded, ServingError
 from serving.generation import Finished, Job, Step
 from serving.memory import give_back
 from serving.registry import AdapterRef, Registry
 from serving.residency import Residency
+from serving.returning import Returning
 from serving.weights import EMBEDDING, mapped
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class Worker:
         self._waiting: deque[Request] = deque()
         self._running: dict[Row, Request] = {}
         self._calls: deque[_Call] = deque()
+        self._returning = Returning()
         self.on_step: Callable[[Step], None] = lambda _: None
         """Called in the engine's thread after each step."""
         self._wake = threading.Condition()
@@ -207,6 +209,7 @@ class Worker:
             if len(self._waiting) >= self._settings.queue:
                 raise Overloaded()
             self._waiting.append(request)
+            self._returning.came()
             self._wake.notify()
         return request
 
@@ -252,6 +255,11 @@ class Worker:
             with self._wake:
                 while not (self._stopping or self._calls or self._has_work()):
                     self._wake.wait()
+                while not (self._stopping or self._calls):
+                    seconds = self._returning.seconds_left(time.perf_counter())
+                    if not seconds:
+                        break
+                    self._wake.wait(seconds)
                 if self._stopping:
                     break
                 calls, self._calls = list(self._calls), deque()
@@ -356,7 +364,9 @@ class Worker:
         num_prompts = sum(not row.generated for row in rows)  # a prompt is computed in one step
         is_failed = False
         try:
-            self._hand_over(self._engine.step())
+            emitted = self._engine.step()
+            hand_over(emitted, self._running)
+            self._expect(emitted)
         except Exception as why:  # a step must not end the thread that all requests need
             is_failed = True
             logger.exception("a step failed")
@@ -364,6 +374,17 @@ class Worker:
                 self._running.pop(row).put(GenerationFailed(f"a step failed: {why}"))
         seconds = time.perf_counter() - began
         self.on_step(Step(num_rows, num_prompts, seconds, is_failed))
+
+    def _expect(self, emitted: Sequence[Emitted | Failed]) -> None:
+        """Who was answered by a step may ask again at once."""
+        ended = [e.finished for e in emitted if isinstance(e, Emitted) and e.finished is not None]
+        with self._wake:
+            self._returning.answered(
+                [each.inference_seconds for each in ended],
+                len(self._running),
+                len(self._waiting),
+                time.perf_counter(),
+            )
 
     def _post(self, work: Callable[[], None]) -> None:
         """What the loader's thread hands over to the engine's."""
@@ -377,24 +398,3 @@ class Worker:
             self._waiting = deque(r for r in self._waiting if r.ref != ref)
         for request in failed:
             request.put(why)
-
-    def _hand_over(self, emitted: Sequence[Emitted | Failed]) -> None:
-        """What a step gave, to its callers: one wake-up of their loop a step, not one a token."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, Item | ServingError]]] = {}
-        for item in emitted:
-            request = self._running[item.row]
-            if isinstance(item, Failed) or item.finished is not None:
-                del self._running[item.row]
-            if isinstance(item, Emitted) and item.finished is None and request.job.at_once:
-                request.held.append(item.token)
-                continue
-            given = by_loop.setdefault(request.loop, [])
-            if isinstance(item, Failed):
-                given.append((request, item.error))
-                continue
-            given += [(request, token) for token in (*request.held, item.token)]
-            if item.finished is not None:
-                given.append((request, item.finished))
-        for loop, given in by_loop.items():
-            with contextlib.suppress(RuntimeError):  # a loop that is gone wants none
-                loop.call_soon_threadsafe(deliver, given)

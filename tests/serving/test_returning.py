@@ -1,0 +1,72 @@
+"""A step waits for callers who were answered a moment ago: for as many, not for long, and not at others' cost."""
+
+import asyncio
+import time
+
+import pytest
+
+from serving import returning
+from serving.generation import Step
+from serving.returning import MOST_SECONDS, SHARE, Returning
+from serving.worker import _Call
+from tests.serving.place import Place, job, whole
+
+
+def test_as_many_are_waited_for_as_were_answered() -> None:
+    waiting = Returning()
+    assert waiting.seconds_left(0.0) == 0
+    waiting.answered([10.0, 10.0], num_left=0, num_waiting=0, now=5.0)
+    assert waiting.seconds_left(5.0) == pytest.approx(MOST_SECONDS)
+    waiting.came()
+    assert waiting.seconds_left(5.0) == pytest.approx(MOST_SECONDS)
+    waiting.came()
+    assert waiting.seconds_left(5.0) == 0
+
+
+def test_the_wait_ends_and_is_a_small_part_of_what_the_answers_took() -> None:
+    waiting = Returning()
+    waiting.answered([0.032], num_left=0, num_waiting=0, now=5.0)
+    assert waiting.seconds_left(5.0) == pytest.approx(0.032 * SHARE)
+    assert waiting.seconds_left(5.0 + 0.032 * SHARE) == 0
+
+
+@pytest.mark.parametrize(("num_left", "num_waiting"), [(2, 0), (3, 0), (0, 2), (0, 9)])
+def test_nobody_is_made_to_wait_for_fewer(num_left: int, num_waiting: int) -> None:
+    waiting = Returning()
+    waiting.answered([10.0, 10.0], num_left, num_waiting, now=5.0)
+    assert waiting.seconds_left(5.0) == 0
+
+
+def test_a_step_without_an_end_waits_for_nobody() -> None:
+    waiting = Returning()
+    waiting.answered([10.0], num_left=0, num_waiting=0, now=5.0)
+    waiting.answered([], num_left=1, num_waiting=0, now=5.0)
+    assert waiting.seconds_left(5.0) == 0
+
+
+def test_callers_that_ended_together_begin_together(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(returning, "MOST_SECONDS", 5.0)
+    monkeypatch.setattr(returning, "SHARE", 1e6)  # tiny steps: the wait must not depend on theirs
+
+    async def run() -> list[Step]:
+        worker = place.worker()
+        steps: list[Step] = []
+        worker.on_step = steps.append
+        await worker.start()
+        for number in range(3):
+            await worker.load(f"a{number}/1")
+        worker._call(_Call(lambda: time.sleep(0.3)))  # all three are there when it is over
+
+        async def caller(number: int, texts: list[str]) -> None:
+            for text in texts:
+                await whole(worker, job(place, text, f"a{number}/1", 4, ignore_eos=True))
+                await asyncio.sleep(0.002 * number)  # one asks again later than the other
+
+        await asyncio.gather(*(caller(i, ["hello", "refund", "world"]) for i in range(3)))
+        await worker.stop()
+        return steps
+
+    steps = asyncio.run(run())
+    assert [step.num_prompts for step in steps if step.num_prompts] == [3, 3, 3]
