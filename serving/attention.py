@@ -71,7 +71,7 @@ class Attention:
         self._num_tokens = slots[-1].stop
         self._prompts = [_prompt(s, cache.num_tokens) for s in slots if not s.is_single]
         singles = sorted((s for s in slots if s.is_single), key=lambda s: s.row)
-        self._singles = _together(singles, self._num_tokens) if singles else None
+        self._singles = _together(singles, self._num_tokens, cache.num_tokens) if singles else None
 
     def __call__(
         self, q: torch.Tensor, key_values: torch.Tensor, layer: torch.Tensor
@@ -104,24 +104,28 @@ def _scattered(out: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(out).index_copy_(0, flat, out)
 
 
+def _rounded(tokens: int, room: int) -> int:
+    """Tokens of the cache to read: products of a width that registers divide take a tenth less time."""
+    return min(room, -(-tokens // _WIDTH) * _WIDTH)
+
+
 def _prompt(slot: Slot, room: int) -> _Prompt:
     own = slot.cached + slot.stop - slot.start
     if not slot.cached:
         return _Prompt(slot, own, None)
-    # products of a width that registers divide take a tenth less time
-    seen = min(room, -(-own // _WIDTH) * _WIDTH)
+    seen = _rounded(own, room)
     return _Prompt(
         slot, seen, torch.full((own - slot.cached, seen), float("-inf")).triu(slot.cached + 1)
     )
 
 
-def _together(singles: Sequence[Slot], num_tokens: int) -> _Singles:
+def _together(singles: Sequence[Slot], num_tokens: int, room: int) -> _Singles:
     rows, flat = [s.row for s in singles], [s.start for s in singles]
     num_rows = rows[-1] + 1
     # A prompt's row among them sees its first token, so that its softmax is over something.
     cached = torch.zeros(num_rows, dtype=torch.long)
     cached[rows] = torch.tensor([s.cached for s in singles])
-    longest = max(s.cached for s in singles) + 1
+    longest = _rounded(max(s.cached for s in singles) + 1, room)
     bias = torch.zeros(num_rows, longest)
     bias.masked_fill_(torch.arange(longest)[None] > cached[:, None], float("-inf"))
     return _Singles(
@@ -151,14 +155,16 @@ def _attend_prompt(
 
 
 def _attend_singles(singles: _Singles, q: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-    """One query a row; the heads that share a key/value head are its queries. [b, h * e], in the order of the cache."""
+    """One query a row. [b, h * e], in the order of the cache.
+
+    Each head by itself: taken as queries of the key/value head that they share, heads would take half as long again.
+    """
     if singles.flat is not None:
         q = q.index_select(0, singles.flat)
     if singles.rows is not None:
         q = q.new_zeros(singles.num_rows, *q.shape[1:]).index_copy_(0, singles.rows, q)
     keys, values = layer[: singles.num_rows, : singles.longest].permute(2, 0, 3, 1, 4)
-    r, g, _, e = keys.shape
     out = functional.scaled_dot_product_attention(
-        q.view(r, g, -1, e), keys, values, attn_mask=singles.bias
-    ).reshape(r, -1)
+        q[:, :, None], keys, values, attn_mask=singles.bias, enable_gqa=True
+    ).reshape(singles.num_rows, -1)
     return out if singles.rows is None else out.index_select(0, singles.rows)
