@@ -60,8 +60,9 @@ class Trl(BaseModel):
     device_batch: int | None = Field(default=None, ge=1)
     """Rows that a device holds at once; `batch_size` stays what a step sees, by accumulation. None takes `batch_size` on a
     CPU and the largest share of it that fits on a GPU, tried before training."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto` is bf16 on GPUs that have it, fp32 on CPUs, where bf16 is slower (measured)."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "nf4"] = "auto"
+    """`auto` is bf16 on GPUs that have it, fp32 on CPUs, where bf16 is slower (measured). `nf4`: the base model in 4 bits by
+    bitsandbytes (QLoRA, Dettmers et al. 2023), products in bf16; needs a CUDA GPU."""
     checkpointing: bool | None = None
     """Compute activations again instead of keeping them; None does so on a GPU alone."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -124,6 +125,8 @@ class FitConfig(BaseModel):
     optimizer: Optimizer = Optimizer()
     max_cut_share: float = Field(default=0.2, ge=0, le=1)
     """Share of rows whose input may be cut; above it preflight refuses."""
+    max_memory_gib: float | None = Field(default=None, gt=0)
+    """Memory that preflight may estimate for the run; None is what the machine has. More accepts that it may be killed."""
     target_mix: dict[str, float] | None = None
     """Each class's share where the student will work, such as {"yes": 0.5, "no": 0.5}; None keeps the training mix."""
     target_mix_by: Literal["logit", "weights"] = "logit"
@@ -146,6 +149,8 @@ class FitConfig(BaseModel):
             data.pop("explanations", None)
         if self.choose_by == "loss":
             data.pop("choose_by", None)
+        if self.max_memory_gib is None:
+            data.pop("max_memory_gib", None)
         if self.engine == "label":
             data.pop("trl", None)
             data.pop("preference", None)

@@ -106,6 +106,7 @@ def fit(
     """
     from router.home import Home
     from training import config as configs
+    from training import precision
     from training import preflight as core
     from training.commands import err, newest, open_base_model, operator_errors, progress_bar
     from training.dataset import Dataset
@@ -139,6 +140,7 @@ def fit(
         origin = {
             "dataset": str(data.path.resolve()), "dataset_digest": data.info.digest,
             "base_model": base.id, "base_model_digest": base.digest, "model": model,
+            "precision": precision.trained_in(settings),
             **({"pairs": str(preference.resolve())} if preference else {}),
             **({"start": str(start.resolve())} if start else {}),
         }  # fmt: skip
@@ -249,9 +251,12 @@ def _make(
     if adapter is not None and not (adapter / "adapter_config.json").exists():
         raise DataError(f"--start {start}: no adapter in it; allowed: a run folder")
     pairs = preferences.load(preference) if preference is not None else None
-    return TrlRun(
-        folder, settings, data, base.model, base.tokenizer, tell, pairs=pairs, start=adapter
-    )
+    model = base.model
+    if settings.trl.precision == "nf4":
+        from training.trl_settings import load_four_bit
+
+        model = load_four_bit(base.path, settings)
+    return TrlRun(folder, settings, data, model, base.tokenizer, tell, pairs=pairs, start=adapter)
 
 
 def _show_result(folder: Path, result: "RunResult", as_json: bool) -> None:

@@ -6,6 +6,7 @@ on AVX2 machines bf16 is emulated and loses.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.config import FitConfig
+
 FASTER_BY = 1.3
 """The gain from which the rounding is worth it."""
 
 
+@functools.cache
 def is_bf16_faster() -> bool:
-    """Whether a product of this model's kind takes less than fp32's time in bf16; some 20 ms."""
+    """Whether a product of this model's kind takes less than fp32's time in bf16; some 20 ms, once a process."""
 
     def seconds(dtype: torch.dtype) -> float:
         x, w = torch.randn(512, 576, dtype=dtype), torch.randn(1536, 576, dtype=dtype)
@@ -30,6 +34,21 @@ def is_bf16_faster() -> bool:
         return min(times[1:])
 
     return seconds(torch.float32) > FASTER_BY * seconds(torch.bfloat16)
+
+
+def trained_in(config: FitConfig) -> str:
+    """What a fit on this machine has its frozen weights in: `fp32`, `bf16`, `fp16` or `nf4`.
+
+    Raises:
+        ConfigError: the machine has not got what the configuration asks for.
+    """
+    if config.engine == "trl":
+        from training import trl_settings
+
+        machine, _ = trl_settings.here(config)
+        return trl_settings.precision_of(config, machine)
+    wanted = config.frozen_products
+    return ("bf16" if is_bf16_faster() else "fp32") if wanted == "auto" else wanted
 
 
 class _Product(torch.autograd.Function):

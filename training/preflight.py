@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from training import label_engine as engine
-from training import lora
+from training import lora, memory, precision, servers
 from training.config import FitConfig
 from training.dataset import Dataset
 from training.encode import Encoded, encode
-from training.errors import PreflightFailed
+from training.errors import ConfigError, PreflightFailed
+from training.memory import GIB, Estimate
 
 TIMED_ROWS = 16
 
@@ -44,6 +45,8 @@ class PreflightReport:
     masks: tuple[Mask, ...]
     trainable_parameters: int
     estimated_seconds: float
+    memory: Estimate
+    """Peak of the fit, part by part."""
     refusals: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -57,6 +60,8 @@ def preflight(dataset: Dataset, model: Any, tokenizer: Any, config: FitConfig) -
     cut = sum(row.was_cut for row in train) / max(1, len(train))
     eos = all(row.completion_ids[-1] == tokenizer.eos_token_id for row in train)
     refusals, warnings = _judge(dataset, train, held, cut, config, model)
+    needed = _memory(model, train, held, config, refusals, warnings)
+    warnings += _serving(config)
     seconds = 0.0 if refusals else _estimate(model, train, held, config)
     return PreflightReport(
         rows={"train": len(train), "validation": len(held)},
@@ -78,6 +83,7 @@ def preflight(dataset: Dataset, model: Any, tokenizer: Any, config: FitConfig) -
         ),
         trainable_parameters=_trainable(model, config),
         estimated_seconds=seconds,
+        memory=needed,
         refusals=tuple(refusals),
         warnings=tuple(warnings),
     )
@@ -126,6 +132,59 @@ def _judge(
             "all prompts are the same after the template and its cut: the input does not reach the student"
         )
     return refusals, warnings
+
+
+def _memory(
+    model: Any,
+    train: Sequence[Encoded],
+    held: Sequence[Encoded],
+    config: FitConfig,
+    refusals: list[str],
+    warnings: list[str],
+) -> Estimate:
+    """The fit's peak; a refusal when it is more than there is, or more than `max_memory_gib`."""
+    has_gpu = _has_gpu(config)
+    try:
+        trained_in = precision.trained_in(config)
+    except ConfigError as why:
+        refusals.append(str(why))
+        trained_in = "fp32"
+    accepted = config.max_memory_gib
+    there = _gpu_limit() if has_gpu else memory.machine_limit()
+    limit = int(accepted * GIB) if accepted is not None else there
+    found = memory.estimate(
+        memory.shape_of(model), train, held, config, trainable=_trainable(model, config), precision=trained_in,
+        has_gpu=has_gpu, limit=limit,
+    )  # fmt: skip
+    if found.is_too_much:
+        whose = (
+            f"max_memory_gib = {accepted:g}" if accepted is not None else f"this {found.device} has"
+        )
+        refusals.append(
+            f"the fit is estimated to take {found.sentence()}, more than {whose}; lower batch_size, trl.device_batch, "
+            "max_input_chars or lora.top_layers, or accept it by max_memory_gib"
+        )
+    elif there is not None and found.total > there:
+        warnings.append(f"estimated memory {found.sentence()}: more than the {there / GIB:.1f} GiB that are there")  # fmt: skip
+    return found
+
+
+def _has_gpu(config: FitConfig) -> bool:
+    import torch
+
+    return config.engine == "trl" and config.trl.device == "auto" and torch.cuda.is_available()
+
+
+def _gpu_limit() -> int:
+    import torch
+
+    return int(torch.cuda.mem_get_info()[1])
+
+
+def _serving(config: FitConfig) -> list[str]:
+    """What publishing would refuse of this shape of adapter for a server, said before it is trained."""
+    shape = {"r": config.lora.rank, "lora_alpha": config.lora.alpha}
+    return [wrong for server in servers.SERVERS for wrong in servers.lint_config(shape, server)]
 
 
 def _is_prefix(row: Encoded, tokenizer: Any) -> bool:
@@ -202,7 +261,9 @@ def enforce(report: PreflightReport) -> None:
 def show(report: PreflightReport, as_json: bool, console: Console | None = None) -> None:
     """Print the report."""
     if as_json:
-        typer.echo(json.dumps(asdict(report)))
+        told = asdict(report)
+        told["memory"]["total"] = report.memory.total
+        typer.echo(json.dumps(told))
         return
     console = console or Console()
     table = Table("preflight", "", show_header=True)
@@ -211,6 +272,7 @@ def show(report: PreflightReport, as_json: bool, console: Console | None = None)
     table.add_row("inputs cut", f"{100 * report.cut_share:.1f} %")
     table.add_row("trainable weights", f"{report.trainable_parameters:,}")
     table.add_row("estimated time", f"{report.estimated_seconds:.0f} s")
+    table.add_row("estimated memory", report.memory.sentence())
     for mask in report.masks[:1]:
         table.add_row("loss falls on", mask.trained)
     for warning in report.warnings:

@@ -45,7 +45,7 @@ KEYS: Mapping[Server, tuple[str, ...]] = {
     "vllm": (*_COMMON, "use_rslora", "rank_pattern", "alpha_pattern"),
     "graduate": (*_COMMON, "use_rslora"),
 }
-"""Keys of adapter_config.json that a server reads rightly; PEFT's other fifty do not go there."""
+"""Keys of adapter_config.json that a server reads rightly; the others of PEFT's forty do not go there."""
 _WRONG: Mapping[Server, tuple[str, ...]] = {
     "lorax": ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"),
     "vllm": ("use_dora", "lora_bias", "modules_to_save", "alora_invocation_tokens", "layer_replication", "use_qalora",

@@ -3,6 +3,7 @@
 Decides what `auto` means on this machine. Knows no data and trains nothing.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import BitsAndBytesConfig
 
 from training.config import FitConfig
 from training.errors import ConfigError
@@ -34,12 +36,16 @@ def here(config: FitConfig) -> tuple[Machine, PartialState]:
 
 
 def precision_of(config: FitConfig, machine: Machine) -> str:
-    """`fp32`, `bf16` or `fp16`.
+    """`fp32`, `bf16`, `fp16` or `nf4`.
 
     Raises:
         ConfigError: the machine has not got it.
     """
     chosen = config.trl.precision
+    if chosen == "nf4" and not machine.has_gpu:
+        raise ConfigError(
+            "trl.precision = 'nf4': needs a CUDA GPU (bitsandbytes); allowed here: auto, fp32, bf16"
+        )
     if chosen == "auto":
         return "bf16" if machine.has_bf16 else "fp32"
     if chosen == "fp16" and not machine.has_gpu:
@@ -49,6 +55,38 @@ def precision_of(config: FitConfig, machine: Machine) -> str:
             "trl.precision = 'bf16': this GPU has none; allowed here: auto, fp32, fp16"
         )
     return chosen
+
+
+def four_bit(machine: Machine) -> BitsAndBytesConfig:
+    """How bitsandbytes keeps the frozen base model: 4-bit NormalFloat, its scales quantised again (Dettmers et al. 2023)."""
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if machine.has_bf16 else torch.float16,
+    )
+
+
+def load_four_bit(path: str, config: FitConfig) -> Any:
+    """The base model in 4 bits on this process's GPU, ready for LoRA.
+
+    Raises:
+        ConfigError: there is no CUDA GPU, or bitsandbytes is not installed.
+    """
+    machine, state = here(config)
+    precision_of(config, machine)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("trl.precision = 'nf4': needs the package bitsandbytes")
+    from peft import prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path, quantization_config=four_bit(machine), device_map={"": state.local_process_index}
+    )
+    checkpointing = config.trl.checkpointing is not False
+    return prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+        model, use_gradient_checkpointing=checkpointing
+    )
 
 
 def accumulation(config: FitConfig, machine: Machine, device_batch: int) -> int:
@@ -101,8 +139,8 @@ def arguments(
         "seed": config.seed,
         "data_seed": config.seed,
         "use_cpu": not machine.has_gpu,
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
+        "bf16": precision == "bf16" or (precision == "nf4" and machine.has_bf16),
+        "fp16": precision == "fp16" or (precision == "nf4" and not machine.has_bf16),
         "gradient_checkpointing": machine.has_gpu if checkpointing is None else checkpointing,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # a loss that is no number is shown as such
