@@ -5,12 +5,14 @@ figure; the win rate is given at equal length too; a judge of the teacher's or t
 when enough of people's labels say that it judges as they do. The pairs' prompt and what two orders come to are the monitor's.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from monitoring.judge import INSTRUCTION as PAIR_INSTRUCTION
 from monitoring.judge import Judged, Said, messages, said_of, settled
 from monitoring.text_pairs import TextPair
 from router.answer_spec import AnswerSpec
@@ -95,6 +97,8 @@ class JudgeReport:
     model: str
     answered_by: tuple[str, ...]
     """Model names in its replies: more than one, or another than was asked for, is no pinned judge."""
+    instructions: str
+    """Digest of what it was told, 16 hex digits: figures of other instructions are of another series."""
     rows: int
     unread: int
     """Questions without a reply that can be read."""
@@ -147,6 +151,11 @@ def graded(text: str, answer: str, rubric: str) -> list[dict[str, str]]:
     ]
 
 
+def instructions_digest(rubric: str) -> str:
+    """What identifies the judge's instructions, pair and score."""
+    return hashlib.sha256("\0".join([PAIR_INSTRUCTION, INSTRUCTION, rubric.strip()]).encode()).hexdigest()[:16]
+
+
 def score_of(text: str) -> int | None:
     """The score in a reply; None when there is none from 1 to 5."""
     try:
@@ -194,6 +203,7 @@ def report(
     human: Mapping[str, Mapping[str, Human]],
     labelled: Sequence[Verdicts] = (),
     others: Sequence[tuple[str, str]] = (),
+    rubric: str = RUBRIC,
 ) -> JudgeReport:
     """All figures of one judge.
 
@@ -211,6 +221,7 @@ def report(
     found = JudgeReport(
         model=model,
         answered_by=tuple(dict.fromkeys(r.model for r in replies.values() if r.model)),
+        instructions=instructions_digest(rubric),
         rows=len(rows),
         unread=_unread([*labelled, *rows]),
         pairwise=pairwise(asked, len(told) - len(asked)),

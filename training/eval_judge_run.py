@@ -84,7 +84,7 @@ def judged(
         if all(v.judged.winner is None and v.student_score is None for v in rows):
             why = asked.failed[0][1] if asked.failed else "no reply has a verdict"
             raise DataError(f"judge {model} at {options.url}: {why}")
-        judge = report(model, rows, mine, human, verdicts(extra, mine), others)
+        judge = report(model, rows, mine, human, verdicts(extra, mine), others, options.rubric)
         paid = {job.hash: cost_of(job, reply) for job, reply in asked.answers if job.hash in hashes}
         found.append((replace(judge, usd=sum(paid.values())), rows))
     return _beside_the_first(found)

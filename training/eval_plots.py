@@ -29,13 +29,13 @@ def slices(test: "TestReport", title: str, path: Path) -> None:
         )
     else:
         _points(axes, shown, [s.student_teacher for s in shown], 0, STUDENT, "student, against the teacher")  # fmt: skip
-    names = [f"{s.name} ({s.rows}){' *' if s.is_worse else ''}" for s in shown]
+    names = [f"{s.name} ({s.rows}){' *' * s.is_worse}{' †' * s.loses_to_teacher}" for s in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.set(
-        xlabel="right, % (95 % Wilson interval); * = worse than elsewhere, Holm p < 0.05",
+        xlabel="right, %, and 95 % Wilson interval; * worse than elsewhere, † worse than the teacher (Holm p < 0.05)",
         title=title, ylim=(len(shown) - 0.4, -0.6),
     )  # fmt: skip
-    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
     save_figure(figure, path)
 
 

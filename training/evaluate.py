@@ -274,7 +274,7 @@ class _Cut:
     hand_over: float | None
 
     def read(
-        self, spec: AnswerSpec, found: list[Prediction], right: dict[str, tuple[bool, ...]]
+        self, spec: AnswerSpec, found: Sequence[Prediction], right: dict[str, tuple[bool, ...]]
     ) -> hybrid.HybridResult:
         """What it gives on a test set.
 

@@ -25,7 +25,7 @@ def evaluate(
     hand_over: Annotated[float | None, typer.Option(help="Plan the hybrid's cut to hand this share to the teacher (by validation); default: the least within one standard error of the best.", min=0, max=1)] = None,
     zero_shot: Annotated[bool, typer.Option(help="Also score the base model without an adapter.")] = True,
     few_shot: Annotated[int, typer.Option(help="Also score it with so many answered rows before the question.", min=0)] = 3,
-    bits_rows: Annotated[int, typer.Option(help="Test rows, spread over all, for bits per byte; 0 leaves them out.", min=0)] = 64,
+    bits_rows: Annotated[int, typer.Option(help="Test rows, spread over all, for bits per byte of student and base model; two passes a row.", min=0)] = 0,
     alone_rows: Annotated[int, typer.Option(help="Test rows asked one by one, to time what a caller waits for.", min=0)] = 0,
     judge: Annotated[list[str] | None, typer.Option(help="Model that judges free text or JSON; again for a second judge.")] = None,
     judge_url: Annotated[str | None, typer.Option(help="Its OpenAI-style API, with /v1.")] = None,

@@ -19,6 +19,7 @@ def show(report: Evaluation, files: dict[str, str]) -> None:
     """The tables, the sentences and where the files are."""
     for test in report.tests:
         out.print(_answerers(report.task, test))
+        out.print(_costs(test))
         if any(line.text for line in test.lines):
             out.print(_texts(test))
         if any(line.form and line.form.extraction for line in test.lines):
@@ -41,57 +42,59 @@ def show(report: Evaluation, files: dict[str, str]) -> None:
 
 def _answerers(task: str, test: TestReport) -> Table:
     fields = list(test.lines[0].figures.fields)
-    has_auc = any(line.scores.of_class for line in test.lines)
-    columns = ["answerer", "right", "95 % interval", *fields]
-    columns += ["balanced"] * (len(fields) == 1) + ["AUC"] * has_auc
-    columns += [
-        "unparseable",
-        "as the teacher",
-        "sure when right",
-        "ms a row p50/p95",
-        "tokens",
-        "$/1,000",
-    ]
+    columns = ["answerer", "right", "95 % interval", *fields, *["balanced"] * (len(fields) == 1)]
     table = Table(
-        *columns, title=f"{task}: {test.split}, {test.rows} rows, against {test.reference}"
-    )
+        *columns, "unparseable", "as the teacher",
+        title=f"{task}: {test.split}, {test.rows} rows, against {test.reference}",
+    )  # fmt: skip
     for line in test.lines:
-        whole, cost = line.figures.accuracy, line.cost
+        found = line.figures
+        whole = found.accuracy
         row = [
             line.name,
             f"{100 * whole.share:.1f}",
             f"{100 * whole.low:.1f}-{100 * whole.high:.1f}",
         ]
-        row += [f"{100 * line.figures.fields[name].accuracy.share:.1f}" for name in fields]
+        row += [f"{100 * found.fields[name].accuracy.share:.1f}" for name in fields]
         if len(fields) == 1:
-            row.append(f"{100 * line.figures.fields[fields[0]].balanced_accuracy:.1f}")
+            row.append(f"{100 * found.fields[fields[0]].balanced_accuracy:.1f}")
+        agreed = UNKNOWN if line.against_teacher is None else f"{100 * line.against_teacher:.1f}"
+        table.add_row(*row, str(found.unparseable), agreed)
+    return table
+
+
+def _costs(test: TestReport) -> Table:
+    has_auc = any(line.scores.of_class for line in test.lines)
+    table = Table(
+        "answerer", *[f"AUC of {test.line(STUDENT).scores.class_name}"] * has_auc, "AUC of being right",
+        "ms a row p50/p95", "tokens out", "$ per 1,000",
+        title=f"{test.split}: what confidence and answers are worth, and what they take",
+    )  # fmt: skip
+    for line in test.lines:
+        cost, areas = line.cost, [line.scores.of_confidence]
         if has_auc:
-            row.append(f"{line.scores.of_class.value:.3f}" if line.scores.of_class else UNKNOWN)
-        row += [
-            str(line.figures.unparseable),
-            UNKNOWN if line.against_teacher is None else f"{100 * line.against_teacher:.1f}",
-            f"{line.scores.of_confidence.value:.2f}" if line.scores.of_confidence else UNKNOWN,
-            UNKNOWN if cost.p50_seconds is None or cost.p95_seconds is None
-            else f"{1000 * cost.p50_seconds:.1f}/{1000 * cost.p95_seconds:.1f}",
+            areas.insert(0, line.scores.of_class)
+        timed = UNKNOWN
+        if cost.p50_seconds is not None and cost.p95_seconds is not None:
+            timed = f"{1000 * cost.p50_seconds:.1f}/{1000 * cost.p95_seconds:.1f}"
+        table.add_row(
+            line.name, *(UNKNOWN if area is None else f"{area.value:.3f}" for area in areas), timed,
             f"{'~' if cost.tokens_are_estimated else ''}{cost.tokens_out:.1f}",
             UNKNOWN if cost.usd_per_1000 is None else f"{cost.usd_per_1000:.3f}",
-        ]  # fmt: skip
-        table.add_row(*row)
+        )  # fmt: skip
     return table
 
 
 def _texts(test: TestReport) -> Table:
     table = Table(
-        "answerer", "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum", "words", "reference's words",
-        title=f"{test.split}: how near to the {test.reference} answers, F1 in %",
+        "answerer", "R-1", "R-2", "R-L", "R-Lsum", "words",
+        title=f"{test.split}: ROUGE against the {test.reference} answers, F1 in %, and words to theirs",
     )  # fmt: skip
     for line in test.lines:
         if line.text:
             found = line.text
-            table.add_row(
-                line.name, *(percent(mean) for mean in found.rouge.values()),
-                f"{found.words.value:.1f}", f"{found.reference_words.value:.1f}",
-            )  # fmt: skip
+            words = f"{found.words.value:.0f}/{found.reference_words.value:.0f}"
+            table.add_row(line.name, *(percent(mean) for mean in found.rouge.values()), words)
     return table
 
 
@@ -113,8 +116,9 @@ def _form(test: TestReport) -> Table:
 def _print_slices(test: TestReport) -> None:
     tested = [s for s in test.slices if s.has_enough_rows]
     table = Table(
-        "slice", "rows", "student on gold", "teacher on gold", "student as teacher", "elsewhere", "worse than elsewhere", "differs from teacher",
-        title=f"{test.split}: worst slices (right, %; p-values by Holm over {len(tested)} slices)",
+        "slice", "rows", "student", "teacher", "agree", "rest", "p: rest", "p: teacher",
+        title=f"{test.split}: worst slices, % right on gold; p by Holm over {len(tested)}: errs more than in the "
+        "rest, differs from the teacher",
     )  # fmt: skip
     for one in tested[:MOST_SLICES]:
         table.add_row(*_slice_row(one), style="" if one.is_worse or one.loses_to_teacher else "dim")
@@ -126,19 +130,26 @@ def _print_slices(test: TestReport) -> None:
         out.print(f"{more} more slices are in evaluation.json", highlight=False, style="dim")
     if small:
         shown = ", ".join(small[:MOST_SLICES]) + (", …" if len(small) > MOST_SLICES else "")
-        out.print(f"too few rows to test: {shown}", highlight=False, style="dim", markup=False)
+        out.print(
+            f"too few rows in or beside them to test: {shown}",
+            highlight=False,
+            style="dim",
+            markup=False,
+        )
 
 
 def _slice_row(one: SliceFigures) -> list[str]:
     def known(rate: Rate | None) -> str:
-        return UNKNOWN if rate is None else percent(rate)
+        if rate is None:
+            return UNKNOWN
+        return f"{100 * rate.share:.0f} [{100 * rate.low:.0f}-{100 * rate.high:.0f}]"
 
     def p(value: float | None) -> str:
-        return UNKNOWN if value is None else f"p = {value:.2g}"
+        return UNKNOWN if value is None else f"{value:.2g}"
 
     return [
         one.name, str(one.rows), known(one.student_gold), known(one.teacher_gold), known(one.student_teacher),
-        f"{100 * one.elsewhere.share:.1f}", p(one.p_value), p(one.p_against_teacher),
+        f"{100 * one.elsewhere.share:.0f}", p(one.p_value), p(one.p_against_teacher),
     ]  # fmt: skip
 
 

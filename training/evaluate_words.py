@@ -13,6 +13,8 @@ NAMED_SLICES = 3
 def in_words(report: Evaluation) -> Evaluation:
     """The report with its sentences."""
     said = [sentence for test in report.tests for sentence in _of_test(test)]
+    if len(report.tests) > 1:
+        said += _of_both(*report.tests[:2])
     if report.bits:
         said.append(_of_bits(report.bits))
     for judge in report.judges:
@@ -60,6 +62,22 @@ def _of_test(test: TestReport) -> list[str]:
             f"{where}: {percent(student.form.valid)} % of the student's answers are valid under the schema."
         )
     return said + _of_slices(test, where)
+
+
+def _of_both(first: TestReport, second: TestReport) -> list[str]:
+    """Whether the test sets tell different stories: intervals apart, or another verdict."""
+    one, other = (t.line(STUDENT).figures.accuracy for t in (first, second))
+    apart = one.low > other.high or other.low > one.high
+    if not apart and first.non_inferior == second.non_inferior:
+        return []
+    return [
+        f"the two test sets disagree: {percent(one)} right on {first.split}, {percent(other)} on {second.split}, non-inferior "
+        f"{_yes(first.non_inferior)} and {_yes(second.non_inferior)}: traffic's mix hides or makes a difference; read both."
+    ]
+
+
+def _yes(value: bool | None) -> str:
+    return "unknown" if value is None else "yes" if value else "no"
 
 
 def _of_slices(test: TestReport, where: str) -> list[str]:

@@ -13,7 +13,7 @@ from tests.training.judges import judge_app
 from tests.training.labelling import ask
 from training import eval_judge
 from training.errors import ConfigError, DataError
-from training.eval_judge import Human, JudgeReport, asks, family_of, score_of
+from training.eval_judge import Human, JudgeReport, asks, family_of, instructions_digest, score_of
 from training.eval_judge_run import labels_of_file, options_of
 
 URL, PRICE = "http://judge/v1", Price(input=1, output=1)
@@ -149,6 +149,12 @@ def test_replies_without_a_verdict_are_counted(tmp_path: Path) -> None:
     assert found.pairwise.consistent.rows == 0
     fenced = judged(judge_app(good, form="```json\n{}\n```"), tmp_path / "b", pairs(6))
     assert fenced.unread == 0
+
+
+def test_other_instructions_are_another_series() -> None:
+    assert instructions_digest("a") == instructions_digest(" a\n") != instructions_digest("b")
+    asked = asks(pairs(1), URL, "m", PRICE, rubric="5: polite")
+    assert "5: polite" in asked[-1].job.body["messages"][0]["content"]
 
 
 @pytest.mark.parametrize(

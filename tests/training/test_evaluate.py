@@ -204,8 +204,9 @@ def test_a_report_card_says_what_it_shows(tmp_path: Path) -> None:
 
 def test_costs_stand_beside_quality(tmp_path: Path) -> None:
     made = gold_dataset(tmp_path / "d")
-    prices = {"price": Price(input=1, output=2), "student_price": Price(input=0.1)}
-    report = evaluate.evaluate(made, Guesser(3), **prices)
+    report = evaluate.evaluate(
+        made, Guesser(3), price=Price(input=1, output=2), student_price=Price(input=0.1)
+    )
     teacher, student = (report.tests[0].line(n).cost for n in ("teacher", "student"))
     rows = made.of("test")
     tokens = [math.ceil(len(e.messages[0]["content"]) / 4) + 8 for e in rows]
@@ -217,6 +218,8 @@ def test_costs_stand_beside_quality(tmp_path: Path) -> None:
     assert (teacher.tokens_are_estimated, teacher.p50_seconds) == (True, None)
     assert report.tests[0].line("majority").cost.usd_per_1000 is None
     assert report.tests[0].hybrid is not None
+    assert teacher.usd_per_1000 is not None
+    assert student.usd_per_1000 is not None
     assert report.savings["hybrid_usd_per_1000"] == pytest.approx(
         student.usd_per_1000 + report.tests[0].hybrid.handed_over * teacher.usd_per_1000
     )
