@@ -17,6 +17,7 @@ from training.eval_bits import BitsReport
 from training.eval_cost import Cost, Prices, Waits, cost_of
 from training.eval_form import FormFigures, form_figures
 from training.eval_judge import JudgeReport
+from training.eval_learned import Learned
 from training.eval_scores import Scores, scores
 from training.eval_slices import SliceFigures, slice_figures
 from training.eval_text import TextFigures, rouge, text_figures
@@ -85,6 +86,8 @@ class Evaluation:
     waits: Waits | None = None
     bits: BitsReport | None = None
     judges: tuple[JudgeReport, ...] = ()
+    learned: dict[str, Learned] = field(default_factory=dict)
+    """Test set to a learned metric of it."""
 
 
 @dataclass(frozen=True, slots=True)

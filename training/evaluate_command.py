@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from router.home import Home
     from training.dataset import Dataset
     from training.eval_cost import Prices
+    from training.eval_learned import Learned, Scorer
     from training.evaluate import Evaluation
     from training.predict import Predictor, Progress
 
@@ -27,6 +28,7 @@ def evaluate(
     few_shot: Annotated[int, typer.Option(help="Also score it with so many answered rows before the question.", min=0)] = 3,
     bits_rows: Annotated[int, typer.Option(help="Test rows, spread over all, for bits per byte of student and base model; two passes a row.", min=0)] = 0,
     alone_rows: Annotated[int, typer.Option(help="Test rows asked one by one, to time what a caller waits for.", min=0)] = 0,
+    learned_metric: Annotated[Path | None, typer.Option(help="Folder of a learned metric of free text (one output, such as a PyTorch port of BLEURT).")] = None,
     judge: Annotated[list[str] | None, typer.Option(help="Model that judges free text or JSON; again for a second judge.")] = None,
     judge_url: Annotated[str | None, typer.Option(help="Its OpenAI-style API, with /v1.")] = None,
     judge_rows: Annotated[int, typer.Option(help="Test rows, spread over all, that it judges.", min=1)] = 100,
@@ -60,9 +62,12 @@ def evaluate(
         folder = run or newest(place.runs, "*-*", "run")
         opened = Opened.of(folder)
         judging = prepared(flags, opened, place)
+        scorer = _scorer(learned_metric, opened.dataset)
         found = _scored(
             opened, place, policy, _Extent(margin, hand_over, zero_shot, few_shot, bits_rows, alone_rows), as_json
         )  # fmt: skip
+        if scorer is not None:
+            found = replace(found, learned=_learned(scorer, found, as_json))
         report = in_words(found)
         target = folder / "evaluation"
         files = evaluate_files.write(report, opened.dataset, target)
@@ -108,6 +113,41 @@ class _Extent:
     alone_rows: int
 
 
+def _scorer(folder: Path | None, dataset: "Dataset") -> "Scorer | None":
+    """The learned metric.
+
+    Raises:
+        ConfigError: the answers are no text, or the folder holds no such model.
+    """
+    from training.errors import ConfigError
+    from training.eval_learned import Scorer
+
+    if folder is None:
+        return None
+    kind = dataset.info.answer.get("kind", "text")
+    if kind != "text":
+        raise ConfigError(f"--learned-metric: answers of kind {kind}; allowed: text")
+    return Scorer.load(folder)
+
+
+def _learned(scorer: "Scorer", report: "Evaluation", quiet: bool) -> "dict[str, Learned]":
+    from training.commands import progress_bar
+    from training.eval_learned import learned
+
+    total = sum(len(test.lines) * test.rows for test in report.tests)
+    with progress_bar(quiet) as tell:
+        count = _counter(tell, total, scorer.name)
+        return {
+            test.split: learned(
+                scorer,
+                {line.name: [p.text for p in line.predictions] for line in test.lines},
+                test.references,
+                count,
+            )
+            for test in report.tests
+        }
+
+
 def _scored(
     opened: Opened, place: "Home", policy: Path | None, extent: _Extent, quiet: bool
 ) -> "Evaluation":
@@ -144,14 +184,16 @@ def _scored(
         )  # fmt: skip
 
 
-def _counter(tell: "Callable[[str, int, int, float | None], None]", total: int) -> "Progress":
+def _counter(
+    tell: "Callable[[str, int, int, float | None], None]", total: int, phase: str = "answers"
+) -> "Progress":
     """What turns "so many more" into a bar."""
     done = 0
 
     def count(more: int) -> None:
         nonlocal done
         done += more
-        tell("answers", min(done, total), total, None)
+        tell(phase, min(done, total), total, None)
 
     return count
 

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from training.commands import out
 from training.eval_judge import JudgeReport
+from training.eval_learned import Learned
 from training.eval_slices import SliceFigures
 from training.evaluate import STUDENT, Evaluation, TestReport
 from training.evaluate_words import percent
@@ -21,7 +22,7 @@ def show(report: Evaluation, files: dict[str, str]) -> None:
         out.print(_answerers(report.task, test))
         out.print(_costs(test))
         if any(line.text for line in test.lines):
-            out.print(_texts(test))
+            out.print(_texts(test, report.learned.get(test.split)))
         if any(line.form and line.form.extraction for line in test.lines):
             out.print(_form(test))
         if test.slices:
@@ -85,16 +86,18 @@ def _costs(test: TestReport) -> Table:
     return table
 
 
-def _texts(test: TestReport) -> Table:
+def _texts(test: TestReport, learned: Learned | None) -> Table:
+    names = [learned.name] if learned else []
     table = Table(
-        "answerer", "R-1", "R-2", "R-L", "R-Lsum", "words",
+        "answerer", "R-1", "R-2", "R-L", "R-Lsum", "words", *names,
         title=f"{test.split}: ROUGE against the {test.reference} answers, F1 in %, and words to theirs",
     )  # fmt: skip
     for line in test.lines:
         if line.text:
             found = line.text
             words = f"{found.words.value:.0f}/{found.reference_words.value:.0f}"
-            table.add_row(line.name, *(percent(mean) for mean in found.rouge.values()), words)
+            more = [_score(learned.means[line.name])] if learned else []
+            table.add_row(line.name, *(percent(m) for m in found.rouge.values()), words, *more)
     return table
 
 
