@@ -80,6 +80,16 @@ def test_a_profile_has_the_servers_keys_alone(adapter: Path, server: Server) -> 
     assert (again.r, again.lora_alpha) == (config["r"], config["lora_alpha"])
 
 
+def test_lorax_gets_keys_that_its_old_peft_knows() -> None:
+    """LoraConfig and its parents in peft 0.4.0, which LoRAX pins; that version refuses any other."""
+    known = {
+        "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+        "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save", "peft_type", "r",
+        "revision", "target_modules", "task_type",
+    }  # fmt: skip
+    assert set(servers.KEYS["lorax"]) <= known
+
+
 @pytest.mark.parametrize(
     ("rank", "flag"), [(1, "1"), (4, "8"), (16, "16"), (17, "32"), (300, "320"), (512, "512")]
 )
