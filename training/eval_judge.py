@@ -153,7 +153,9 @@ def graded(text: str, answer: str, rubric: str) -> list[dict[str, str]]:
 
 def instructions_digest(rubric: str) -> str:
     """What identifies the judge's instructions, pair and score."""
-    return hashlib.sha256("\0".join([PAIR_INSTRUCTION, INSTRUCTION, rubric.strip()]).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        "\0".join([PAIR_INSTRUCTION, INSTRUCTION, rubric.strip()]).encode()
+    ).hexdigest()[:16]
 
 
 def score_of(text: str) -> int | None:

@@ -31,9 +31,10 @@ def slices(test: "TestReport", title: str, path: Path) -> None:
         _points(axes, shown, [s.student_teacher for s in shown], 0, STUDENT, "student, against the teacher")  # fmt: skip
     names = [f"{s.name} ({s.rows}){' *' * s.is_worse}{' †' * s.loses_to_teacher}" for s in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=8)
-    axes.set(
-        xlabel="right, %, and 95 % Wilson interval; * worse than elsewhere, † worse than the teacher (Holm p < 0.05)",
-        title=title, ylim=(len(shown) - 0.4, -0.6),
+    axes.set(title=title, ylim=(len(shown) - 0.4, -0.6))
+    axes.set_xlabel(
+        "right, %, and 95 % Wilson interval; * worse than elsewhere, † worse than the teacher (Holm p < 0.05)",
+        fontsize=8, x=0.3,
     )  # fmt: skip
     figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
     save_figure(figure, path)

@@ -7,6 +7,8 @@ Against gold where the rows have it, else against the teacher, and the report sa
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from router.answer_spec import AnswerSpec
 from router.policy import Price
 from training import hybrid
@@ -25,6 +27,7 @@ from training.metrics import Figures, figures
 from training.predict import Prediction, Predictor, Progress
 from training.priors import row_weights
 from training.statistics import Paired, is_non_inferior, paired, rows_needed
+from training.study_figures import Gap, seeds_gap
 
 STUDENT, TEACHER, RIVAL = "student", "teacher", "TF-IDF + logistic regression"
 
@@ -65,6 +68,8 @@ class TestReport:
     non_inferior: bool | None
     rows_needed: int | None
     hybrid: hybrid.HybridResult | None
+    rouge_against_teacher: Gap | None = None
+    """The student's ROUGE-L less the teacher's, row by row, where both are held against gold."""
     slices: tuple[SliceFigures, ...] = ()
     examples: tuple[Example, ...] = ()
     references: tuple[str, ...] = ()
@@ -230,10 +235,19 @@ def _test(
         non_inferior=is_non_inferior(against_teacher, margin) if against_teacher else None,
         rows_needed=needed,
         hybrid=cut.read(spec, answers, right) if has_teacher else None,
+        rouge_against_teacher=_rouge_gap(lines) if has_teacher else None,
         slices=slice_figures(spec, rows, answers),
         examples=tuple(rows),
         references=tuple(wanted),
     )
+
+
+def _rouge_gap(lines: Sequence[Line]) -> Gap | None:
+    student, teacher = (
+        np.array([row["rougeL"] for line in lines if line.name == name for row in line.rouge])
+        for name in (STUDENT, TEACHER)
+    )
+    return seeds_gap([student], [teacher]) if len(student) else None
 
 
 def _line(

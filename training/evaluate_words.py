@@ -47,6 +47,12 @@ def _of_test(test: TestReport) -> list[str]:
             f"{100 * gap.high:+.1f}]: {verdict} at a margin of {100 * test.margin:.0f} points "
             f"(about {test.rows_needed} rows would be needed to show it if they were equal)."
         )
+    if test.rouge_against_teacher:
+        near = test.rouge_against_teacher
+        said.append(
+            f"{where}: ROUGE-L against the teacher's {100 * near.difference:+.1f} points [{100 * near.low:+.1f}, "
+            f"{100 * near.high:+.1f}], permutation p = {near.p_value:.2g}."
+        )
     if test.hybrid:
         h = test.hybrid
         said.append(

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers import (  # type: ignore[attr-defined]
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+)
 
 from training.errors import ConfigError
 from training.eval_learned import Scorer, learned
@@ -25,7 +29,7 @@ def folder_of(path: Path, outputs: int = 1) -> Path:
     path.mkdir()
     (path / "vocab.txt").write_text("\n".join(words))
     BertTokenizerFast(str(path / "vocab.txt")).save_pretrained(path)
-    config = BertConfig(
+    config = BertConfig(  # type: ignore[call-arg]
         vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         num_labels=outputs,
     )  # fmt: skip

@@ -235,6 +235,12 @@ def test_free_text_has_rouge_a_row_and_no_baselines(tmp_path: Path) -> None:
     assert student.form is None
     assert 0.9 < student.text.rouge["rougeL"].value < 1
     assert student.text.words.value < student.text.reference_words.value
+    gap = test.rouge_against_teacher
+    assert gap is not None
+    means = [line.text.rouge["rougeL"].value for line in test.lines if line.text]
+    assert gap.difference == pytest.approx(means[0] - means[1])
+    assert gap.low > 0.02 > gap.p_value
+    assert any("ROUGE-L against the teacher's +" in s for s in report.sentences)
     files = evaluate_files.write(report, made, tmp_path / "out")
     first = json.loads(files["answers test"].read_text().splitlines()[0])["answers"]["student"]
     assert first["rouge"].keys() == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
