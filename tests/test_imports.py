@@ -15,7 +15,7 @@ ALLOWED = {
     "monitoring": {"monitoring", "router", "serving.registry"},
     "training": {
         "training", "router", "monitoring.review", "monitoring.store", "monitoring.intervals",
-        "monitoring.encoder",
+        "monitoring.encoder", "monitoring.judge", "monitoring.judge_calibration", "monitoring.text_pairs",
         "serving.registry", "serving.base_model",
     },
 }  # fmt: skip

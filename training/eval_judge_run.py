@@ -14,6 +14,7 @@ from monitoring.text_pairs import TextPair
 from router.answer_spec import AnswerSpec
 from router.policy import Price
 from training.baselines import text_of
+from training.encode import canonical
 from training.errors import ConfigError, DataError
 from training.eval_bits import spread
 from training.eval_judge import RUBRIC, Human, JudgeReport, asks, report, verdicts
@@ -57,7 +58,7 @@ def judged(
         DataError: no row has an answer of the teacher, or no verdict can be read.
         ConfigError: the judge does not let us in.
     """
-    pairs = pairs_of(test, options.rows)
+    pairs = pairs_of(test, spec, options.rows)
     outside = {name: pair for labels in labelled.values() for name, (pair, _) in labels.items()}
     human = {source: {n: word for n, (_, word) in labels.items()} for source, labels in labelled.items()}  # fmt: skip
     if spec.kind != "text":
@@ -81,17 +82,19 @@ def judged(
         hashes = {one.job.hash for one in [*main, *extra]}
         mine = {name: reply for name, reply in replies.items() if name in hashes}
         rows = verdicts(main, mine)
-        if all(v.judged.winner is None and v.student_score is None for v in rows):
+        judge = report(model, rows, mine, human, verdicts(extra, mine), others, options.rubric)
+        if judge.unread == len(main) + len(extra):
             why = asked.failed[0][1] if asked.failed else "no reply has a verdict"
             raise DataError(f"judge {model} at {options.url}: {why}")
-        judge = report(model, rows, mine, human, verdicts(extra, mine), others, options.rubric)
         paid = {job.hash: cost_of(job, reply) for job, reply in asked.answers if job.hash in hashes}
         found.append((replace(judge, usd=sum(paid.values())), rows))
     return _beside_the_first(found)
 
 
-def pairs_of(test: TestReport, count: int) -> list[TextPair]:
+def pairs_of(test: TestReport, spec: AnswerSpec, count: int) -> list[TextPair]:
     """Pairs of a test set with an answer of the teacher, at most `count`, spread over it.
+
+    Both are in canonical form: a judge is to see what an answer says, not how its JSON is spaced.
 
     Raises:
         DataError: there are none.
@@ -100,10 +103,13 @@ def pairs_of(test: TestReport, count: int) -> list[TextPair]:
     if not has_teacher:
         raise DataError(f"judge: no {test.split} row has an answer of the teacher to compare with")
     said = dict(zip((e.id for e in test.examples), test.line(STUDENT).predictions, strict=True))
+    form = spec.model_dump(mode="json", by_alias=True)
     return [
-        TextPair(e.id, text_of(e), e.teacher or "", said[e.id].text, None)
+        TextPair(
+            e.id, text_of(e), canonical(e.teacher or "", form), canonical(said[e.id].text, form), None
+        )
         for e in spread(has_teacher, count)
-    ]
+    ]  # fmt: skip
 
 
 def _by_gold(test: TestReport, pairs: Sequence[TextPair]) -> dict[str, Human]:

@@ -155,17 +155,8 @@ def evaluate(
     Raises:
         DataError: the dataset has no test rows, no validation rows to fix the hybrid's cut on, or answers that only call tools.
     """
-    spec = AnswerSpec.model_validate(dataset.info.answer)
-    if spec.kind == "tool_call":
-        # A student's text has no calls, and two answers without calls would count as equal.
-        raise DataError(
-            f"{dataset.path}: answers of kind tool_call cannot be evaluated; allowed: label, json, text"
-        )
+    spec = _spec_of(dataset)
     learned = [*dataset.of("train"), *dataset.of("validation")]
-    if not dataset.of("test"):
-        raise DataError(f"{dataset.path}: no test rows; build with a test share or --test-file")
-    if not dataset.of("validation"):
-        raise DataError(f"{dataset.path}: no validation rows; build with a validation share")
     baselines: list[Predictor] = []
     if spec.kind in ("label", "json"):
         baselines = [Baseline.fit(name, learned, dataset.info.answer) for name in FITS]
@@ -182,6 +173,25 @@ def evaluate(
             tests.append(_test(split, rows, answerers, spec, cut, margin, prices, known, progress))
     saved = _savings(tests[0], price) if price else {}
     return Evaluation(dataset.info.task, dataset.info.digest, tuple(tests), savings=saved)
+
+
+def _spec_of(dataset: Dataset) -> AnswerSpec:
+    """The answer spec of a dataset that can be evaluated.
+
+    Raises:
+        DataError: it cannot.
+    """
+    spec = AnswerSpec.model_validate(dataset.info.answer)
+    if spec.kind == "tool_call":
+        # A student's text has no calls, and two answers without calls would count as equal.
+        raise DataError(
+            f"{dataset.path}: answers of kind tool_call cannot be evaluated; allowed: label, json, text"
+        )
+    if not dataset.of("test"):
+        raise DataError(f"{dataset.path}: no test rows; build with a test share or --test-file")
+    if not dataset.of("validation"):
+        raise DataError(f"{dataset.path}: no validation rows; build with a validation share")
+    return spec
 
 
 def _predict(
