@@ -216,7 +216,12 @@ def report(
         others: (whose, model name) of teacher and student, for kinship.
     """
     told = [v for v in rows if v.judged.winner is not None]
-    said = {v.pair.id: v for v in [*labelled, *rows] if v.judged.winner is not None}
+    # Equal answers were not asked about: that nobody calls one worse is no agreement.
+    said = {
+        v.pair.id: v
+        for v in [*labelled, *rows]
+        if v.judged.winner is not None and not is_equal(v.pair)
+    }
     words = {source: {n: h for n, h in labels.items() if n in said} for source, labels in human.items()}  # fmt: skip
     known = {name: word for labels in words.values() for name, word in labels.items()}
     asked = [(v.judged, v.student_first, v.teacher_first) for v in told if not is_equal(v.pair)]

@@ -1,6 +1,5 @@
 """A judge asked in process: both orders, length, kinship, people's labels, and when it may gate."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def pairs(count: int = 60) -> list[TextPair]:
     found = []
     for n in range(count):
         student = ["good good", "bad bad", "good bad"][n % 3] + " word" * (n % 7)
-        teacher = ["bad bad", "good good", "good bad"][n % 3] + " word" * (n % 5)
+        teacher = ["bad bad", "good good", "good bad"][n % 3] + " word" * (n % 5) + "."
         found.append(TextPair(f"p{n}", f"request {n}", teacher, student, None))
     return found
 
@@ -60,7 +59,6 @@ def test_a_fair_judge_that_agrees_with_people_may_gate(tmp_path: Path) -> None:
     assert (found.pairwise.wins, found.pairwise.ties, found.pairwise.losses) == (20, 20, 20)
     assert found.pairwise.win_rate.value == pytest.approx(0.5)
     assert found.pairwise.consistent.share == 1.0
-    assert found.pairwise.equal == sum(p.student == p.teacher for p in rows) > 0
     assert found.pointwise.student.value == pytest.approx(2.0)
     assert found.pointwise.difference.value == pytest.approx(0.0)
     assert found.agreement is not None
@@ -69,23 +67,26 @@ def test_a_fair_judge_that_agrees_with_people_may_gate(tmp_path: Path) -> None:
     assert found.agreement.spearman == pytest.approx(1.0)
     assert (found.may_gate, found.warnings, found.unread) == (True, (), 0)
     bodies = app.state.asked
-    assert len(bodies) == 4 * 60 - 2 * found.pairwise.equal - repeated(bodies)
+    assert len(bodies) == 4 * 60
     assert {b["temperature"] for b in bodies} == {0}
 
 
-def repeated(bodies: Sequence[dict[str, Any]]) -> int:
-    """Equal questions are asked once: a student's answer that is the teacher's too."""
-    unique = {json.dumps(b, sort_keys=True) for b in bodies}
-    assert len(unique) == len(bodies)
-    return sum(p.student == p.teacher for p in pairs())
+def test_equal_answers_are_ties_that_nobody_is_asked_about(tmp_path: Path) -> None:
+    same = [TextPair(f"s{n}", f"request {n}", "good", "good ", None) for n in range(5)]
+    rows, app = [*pairs(6), *same], judge_app(good)
+    found = judged(app, tmp_path, rows, human={"labels": people(rows)})
+    assert (found.pairwise.equal, found.pairwise.ties) == (5, 7)
+    assert found.pairwise.consistent.rows == 6
+    assert found.human_labels == {"labels": 6}, "agreeing on them is no merit"
+    contents = [b["messages"][-1]["content"] for b in app.state.asked]
+    assert sum("Answer A" in content for content in contents) == 12
 
 
 @pytest.mark.parametrize(("place", "word"), [(10.0, "first"), (-10.0, "second")])
 def test_a_judge_that_goes_by_place_is_noticed(tmp_path: Path, place: float, word: str) -> None:
     rows = pairs()
     found = judged(judge_app(good, place), tmp_path, rows, human={"labels": people(rows)})
-    asked = 60 - found.pairwise.equal
-    assert (found.pairwise.consistent.right, found.pairwise.consistent.rows) == (0, asked)
+    assert (found.pairwise.consistent.right, found.pairwise.consistent.rows) == (0, 60)
     assert found.pairwise.ties == 60, "an answer that wins in one place only has not won"
     assert found.pairwise.favours_first.share == (1.0 if place > 0 else 0.0)
     assert any(f"mostly for the {word} answer" in w for w in found.warnings)

@@ -58,13 +58,13 @@ def test_gold_answers_are_peoples_words_on_json_rows(
     test, spec = scored
     app = judge_app(lambda text: 1 + text.count("refund"))
     (found,) = judged(test, spec, options(), {}, (), asker(app, tmp_path))
-    assert found.human_labels == {"gold": test.rows}
+    same = sum(p.student == p.teacher for p in pairs_of(test, spec, 1000))
+    assert found.human_labels == {"gold": test.rows - same}
     assert found.agreement is not None
     student, teacher = (test.line(name).figures.right for name in ("student", "teacher"))
     worse = [t and not s for s, t in zip(student, teacher, strict=True)]
     assert found.agreement.caught.rows == sum(worse)
     assert not found.may_gate
-    same = sum(p.student == p.teacher for p in pairs_of(test, spec, 1000))
     assert found.pairwise.equal == same > 0
     assert found.pairwise.consistent.rows == test.rows - same
 
