@@ -104,6 +104,13 @@ def test_what_is_signed_is_kept() -> None:
     assert terms.record(found, None)["accepted"] is None
 
 
+def test_a_signature_covers_nothing_that_needs_none() -> None:
+    found = terms.judge(REGISTER, ["gpt-4o", "replay"], "SmolLM2-135M", None)
+    lines = terms.gates(found, terms.sign(("ada", "for our own use"), NOW))
+    assert ["signed for by ada" in line.figure for line in lines] == [True, False, False]
+    assert {line.state for line in lines} == {"passed"}
+
+
 def test_an_entry_of_the_user_comes_first(tmp_path: Path) -> None:
     own = tmp_path / "terms.yaml"
     own.write_text(
