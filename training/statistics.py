@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+Z_975 = float(stats.norm.ppf(0.975))
+
 
 @dataclass(frozen=True, slots=True)
 class Paired:
@@ -58,8 +60,22 @@ def paired(
 
 
 def is_non_inferior(result: Paired, margin: float) -> bool:
-    """Whether the first is shown to be at most `margin` (a share) worse: the interval's lower end is above -margin."""
-    return result.low > -margin
+    """Whether the first is shown to be at most `margin` (a share) worse, at a one-sided level of 2.5 %.
+
+    By Tango's score test of a paired difference (Statistics in Medicine 17, 1998), not by the bootstrap interval: of rows on which the
+    two never differ, every draw is the same, and ten of them would show anything. This takes 73 of them for 5 points.
+    """
+    first, second = result.only_first, result.only_second
+    rows = first + second + result.both + result.neither
+    if not rows:
+        return False
+    # The most likely share of rows that only the second gets right, if the first were worse by just the margin.
+    linear = -first - second - (2 * rows - first + second) * margin
+    constant = second * margin * (1 + margin)
+    share = (math.sqrt(max(0.0, linear**2 - 8 * rows * constant)) - linear) / (4 * rows)
+    variance = rows * (2 * share - margin * (1 + margin))
+    gap = first - second + rows * margin
+    return gap > 0 and gap >= Z_975 * math.sqrt(max(0.0, variance))
 
 
 def rows_needed(

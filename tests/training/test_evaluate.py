@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from training.errors import DataError
 from training.evaluate_words import in_words
 from training.metrics import figures
 from training.predict import Prediction, Progress
-from training.statistics import is_non_inferior, mcnemar, paired, rows_needed
+from training.statistics import Paired, is_non_inferior, mcnemar, paired, rows_needed
 
 SPEC = AnswerSpec.model_validate(
     {
@@ -134,6 +135,24 @@ def test_paired_tests_by_hand() -> None:
     assert not is_non_inferior(paired(other, one), 0.05)
     assert rows_needed(0.05, 0.2) == 628
     assert mcnemar([True], [True]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_shown"), [(0, False), (10, False), (72, False), (73, True), (400, True)]
+)
+def test_rows_without_a_difference_show_only_so_much(rows: int, is_shown: bool) -> None:
+    assert is_non_inferior(paired([True] * rows, [True] * rows), 0.05) is is_shown
+
+
+@pytest.mark.parametrize("rows", [40, 100, 300])
+def test_a_student_that_is_worse_by_the_margin_seldom_passes(rows: int) -> None:
+    """Tango's test keeps its level where the bootstrap interval does not."""
+    generator = np.random.default_rng(1)
+    passed = 0
+    for only_second in generator.binomial(rows, 0.05, size=2000):
+        counts = Paired(0, int(only_second), rows - int(only_second), 0, 0, 0, 0, 1)
+        passed += is_non_inferior(counts, 0.05)
+    assert passed / 2000 < 0.045
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.booleans()), min_size=1, max_size=60))
