@@ -40,9 +40,9 @@ def asker(app: Any, folder: Path, usd: float = 1.0) -> Callable[[Sequence[Job]],
     return ask
 
 
-@pytest.fixture
-def scored(tmp_path: Path) -> tuple[evaluate.TestReport, AnswerSpec]:
-    made = gold_dataset(tmp_path / "d")
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[evaluate.TestReport, AnswerSpec]:
+    made = gold_dataset(tmp_path_factory.mktemp("judged") / "d")
     report = evaluate.evaluate(made, Guesser(3))
     return report.tests[0], AnswerSpec.model_validate(made.info.answer)
 

@@ -138,6 +138,7 @@ def test_tables_name_slices_and_judges(text_run: Path, tmp_path: Path) -> None:
     assert "it favours a place" in " ".join(done.output.split())
 
 
+@pytest.mark.slow
 def test_a_judge_that_refuses_leaves_the_evaluation(text_run: Path, tmp_path: Path) -> None:
     with listening(judge_app(good, status=401)) as url:
         done = invoke(
