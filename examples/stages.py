@@ -153,9 +153,15 @@ def train(story: Story) -> dict[str, Any]:
     for sentence in evaluation["sentences"]:
         if " the student " in sentence and sentence.startswith("test,"):
             story.note("in words", sentence.partition(": ")[2])
+    # Who asks for a live teacher has its terms to keep; the walk-through's student stays on this machine.
+    signed = (
+        "--accept-terms",
+        "whoever runs the walk-through",
+        "asked for a live teacher; nothing leaves this machine",
+    )
     graduate(
         "train", "publish", "--home", home, "--run", str(run), "--name", task.name,
-        "--force", "the walk-through goes on whatever the evaluation says",
+        "--force", "the walk-through goes on whatever the evaluation says", *(signed if story.live_teacher else ()),
     )  # fmt: skip
     return {"evaluation": evaluation, "dataset": built, "run": run}
 

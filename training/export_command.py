@@ -40,7 +40,7 @@ def export(
         try:
             shelf = Registry(registry or Home(home).adapters)
             ref = shelf.resolve(adapter)
-            found = _profile(shelf.open_local(ref), ref, server, base_model)
+            found = _profile(shelf.open_local(ref), ref, server, base_model, to)
             linked = _write(shelf, ref, found, to)
         except RegistryError as why:
             raise DataError(str(why)) from why
@@ -57,9 +57,9 @@ def export(
 
 
 def _profile(
-    folder: Path, ref: "AdapterRef", server: str, base_model: str | None
+    folder: Path, ref: "AdapterRef", server: str, base_model: str | None, to: Path
 ) -> dict[str, Any]:
-    """The server's part of `servers.json`, with the version's number in it.
+    """The server's part of `servers.json`, with the version's number and the exported folder in it.
 
     Raises:
         ConfigError: no such server, or it would serve this adapter wrongly.
@@ -72,7 +72,9 @@ def _profile(
         raise ConfigError(f"--server {server!r}: allowed: {', '.join(SERVERS)}")
     file = folder / FILE
     try:
-        text = file.read_text().replace(f"{ref.name}/{VERSION}", ref.id)
+        exported = json.dumps(str(to.resolve()))[1:-1]
+        text = file.read_text().replace(f"/adapters/{ref.name}/{VERSION}", exported)
+        text = text.replace(f"{ref.name}/{VERSION}", ref.id)
         found = json.loads(text.replace(f"{ref.name}-{VERSION}", f"{ref.name}-{ref.version}"))
     except (OSError, ValueError) as why:
         raise DataError(f"{file}: {why}; publish the run again") from why

@@ -177,7 +177,7 @@ def _lorax(config: Mapping[str, Any], adapter_id: str, width: int, limit: int) -
         )
     body = {"adapter_id": f"/adapters/{adapter_id}", "adapter_source": "local", "max_new_tokens": limit}  # fmt: skip
     return (
-        tuple(flags), "mount the registry at /adapters; the first request loads it, and that id keeps its weights",
+        tuple(flags), "mount the folder there; the first request loads it, and that id keeps its weights for good",
         {"path": "/generate", "parameters": body}, tuple(warnings),
     )  # fmt: skip
 

@@ -93,8 +93,8 @@ class Found:
     @property
     def sentence(self) -> str:
         """In a line, for a report."""
-        by = f" ({self.provider}, noted {self.noted})" if self.provider else ""
-        return f"{self.role} {self.model}{by}: {self.cls}: {self.clause}"
+        by = f" ({self.provider}, noted {self.noted}, {self.basis})" if self.provider else ""
+        return f"{self.cls}: {self.clause}{by}"
 
 
 @dataclass(frozen=True, slots=True)

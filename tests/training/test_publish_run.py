@@ -128,7 +128,8 @@ def test_a_student_that_holds_is_published_with_all_that_was_asked(
     assert "| parity: greedy answers | 4 of 4" in card
     assert "no legal advice" in card
     profiles = json.loads((folder / "servers.json").read_text())
-    assert list(profiles) == ["schema", "vllm", "graduate"] or set(profiles) >= {"vllm", "graduate"}
+    assert set(profiles) == {"schema", "lorax", "vllm", "graduate"}
+    assert profiles["graduate"]["call"]["parameters"]["adapter_id"] == "fresh/VERSION"
 
 
 REFUSALS = [
@@ -282,6 +283,7 @@ def test_export_makes_a_folder_for_one_server(run: Path, home: Path, tmp_path: P
         "fan_in_fan_out", "inference_mode", "use_rslora", "rank_pattern", "alpha_pattern",
     }  # fmt: skip
     assert found["flags"][:3] == ["--enable-lora", "--max-lora-rank", "8"]
+    assert found["flags"][-1] == f"fresh-{ref.version}={to}"
     assert found["call"]["model"] == f"fresh-{ref.version}"
     for flags, message in (
         (("--adapter", ref.id, "--server", "vllm", "--to", str(to)), "there is something in it"),
