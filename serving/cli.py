@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -89,6 +89,10 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default is one for each core.")
     ] = None,
+    weights: Annotated[
+        Literal["float32", "int8"],
+        typer.Option(help="Base model's weights; int8 takes less memory, answers may differ."),
+    ] = "float32",
     max_batch: Annotated[int, typer.Option(min=1, help="Requests in one batch.")] = 32,
     queue: Annotated[
         int, typer.Option(min=1, help="Requests that may wait; above it a 429.")
@@ -123,6 +127,7 @@ def serve(
         adapters=adapters or str(home / "adapters"),
         models=home / "models",
         threads=threads,
+        weights=weights,
         max_batch=max_batch,
         queue=queue,
         max_total_tokens=max_total_tokens,

@@ -10,7 +10,7 @@ product of complex numbers. Queries and keys, and whatever is added to them, sha
 Shapes: n new tokens of all rows, d hidden, h heads, g key/value heads, e head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,16 @@ from serving.attention import Attention, Slot
 from serving.cache import KeyValueCache
 from serving.errors import OperatorError
 from serving.lora import Batches, Places
-from serving.products import Product
+from serving.products import Linear, Precision, Product, product_of
 from serving.weights import EMBEDDING, HEAD, Weights, head_width, of_model
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    qkv: Product
-    o: Product
-    gate_up: Product
-    down: Product
+    qkv: Linear
+    o: Linear
+    gate_up: Linear
+    down: Linear
     norm1: torch.Tensor
     norm2: torch.Tensor
     q_norm: torch.Tensor | None
@@ -40,9 +40,14 @@ class _Layer:
 class Decoder:
     """The base model's weights, fused, and the step over them. What it is built from is emptied."""
 
-    def __init__(self, model: Weights | Any, embedding: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: Weights | Any,
+        embedding: torch.Tensor | None = None,
+        precision: Precision = "float32",
+    ) -> None:
         """`model` is `Weights` or a transformers model. `embedding`, when given, holds the same values as the model's own
-        and takes less memory.
+        and takes less memory. `precision` is that of the layers' products.
         """
         config = model.config
         if config.model_type not in ("llama", "mistral", "qwen2", "qwen3"):
@@ -63,11 +68,13 @@ class Decoder:
         weights = model if isinstance(model, Weights) else of_model(model)
         tensors, self.rotations = weights.tensors, weights.rotations
         own = tensors.pop(EMBEDDING)
+        make = product_of(precision)
+        # In fp32 always: a head's rounding changes which of two near tokens wins, and it is a fifth of a small model.
         self.head = Product(tensors.pop(HEAD).float())
         self.embedding = own.float() if embedding is None else embedding
         self.norm = _copied(tensors.pop("model.norm.weight"))
         self.layers = [
-            _fused(tensors, f"model.layers.{i}.", self.head_width)
+            _fused(tensors, f"model.layers.{i}.", self.head_width, make)
             for i in range(config.num_hidden_layers)
         ]
 
@@ -186,7 +193,9 @@ def _copied(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().to(torch.float32, copy=True)
 
 
-def _fused(tensors: dict[str, torch.Tensor], prefix: str, head_width: int) -> _Layer:
+def _fused(
+    tensors: dict[str, torch.Tensor], prefix: str, head_width: int, make: Callable[..., Linear]
+) -> _Layer:
     """One layer; its tensors are taken out."""
 
     def plain(name: str) -> torch.Tensor:
@@ -203,10 +212,10 @@ def _fused(tensors: dict[str, torch.Tensor], prefix: str, head_width: int) -> _L
     has_bias = f"{prefix}self_attn.q_proj.bias" in tensors
     has_norm = f"{prefix}self_attn.q_norm.weight" in tensors
     return _Layer(
-        qkv=Product(heads("weight"), heads("bias") if has_bias else None),
-        o=Product(plain("self_attn.o_proj.weight")),
-        gate_up=Product(torch.cat([plain("mlp.gate_proj.weight"), plain("mlp.up_proj.weight")])),
-        down=Product(plain("mlp.down_proj.weight")),
+        qkv=make(heads("weight"), heads("bias") if has_bias else None),
+        o=make(plain("self_attn.o_proj.weight")),
+        gate_up=make(torch.cat([plain("mlp.gate_proj.weight"), plain("mlp.up_proj.weight")])),
+        down=make(plain("mlp.down_proj.weight")),
         norm1=_copied(plain("input_layernorm.weight")),
         norm2=_copied(plain("post_attention_layernorm.weight")),
         q_norm=turned("self_attn.q_norm.weight") if has_norm else None,

@@ -18,6 +18,7 @@ from serving.generation import Finished, FinishReason, Job, TokenOut
 from serving.grammar import Grammars, Matcher
 from serving.lora import Batches, Group, LoraWeights, Stacks, batches
 from serving.prefixes import Prefixes
+from serving.products import Precision
 from serving.sampling import Choice, choose, choose_greedy, is_plain
 from serving.text import Detokenizer
 from serving.weights import Weights, of_model
@@ -80,10 +81,11 @@ class Engine:
         tokenizer: Any,
         *,
         embedding: torch.Tensor | None = None,
+        precision: Precision = "float32",
         prefix_bytes: int = 192 << 20,
     ) -> None:
         weights = model if isinstance(model, Weights) else of_model(model)
-        self.decoder = Decoder(weights, embedding)
+        self.decoder = Decoder(weights, embedding, precision)
         self.tokenizer = tokenizer
         self._cache = self.decoder.new_cache()
         self._stacks = Stacks()

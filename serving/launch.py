@@ -10,8 +10,8 @@ from serving.app import create_app
 from serving.errors import OperatorError
 from serving.listen import serve
 from serving.registry import Registry
-from serving.settings import AppSettings, ServeSettings
-from serving.worker import Worker, WorkerSettings
+from serving.settings import AppSettings, ServeSettings, WorkerSettings
+from serving.worker import Worker
 
 
 def launch(
@@ -42,6 +42,7 @@ def _worker(settings: ServeSettings, registry: Registry) -> tuple[base_model.Bas
     base = base_model.load_weights(settings.model, settings.models)
     worker_settings = WorkerSettings(
         threads=settings.threads,
+        weights=settings.weights,
         max_batch=settings.max_batch,
         queue=settings.queue,
         max_total_tokens=settings.max_total_tokens,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,47 @@ class ServeSettings:
     models: Path
     """Folder where converted base models are kept."""
     threads: int | None = None
+    weights: Literal["float32", "int8"] = "float32"
+    """Of the base model's layers."""
     max_batch: int = 32
     queue: int = 256
     max_total_tokens: int | None = None
     """Prompt and answer together; None takes what the model was made for."""
     adapter_memory_bytes: int = 512 * 2**20
     drain_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How much the worker takes."""
+
+    threads: int | None = None
+    """CPU threads of a step; None leaves torch's choice, one for each core."""
+    weights: Literal["float32", "int8"] = "float32"
+    """Of the base model's layers; head, embedding and adapters are fp32."""
+    max_batch: int = 32
+    queue: int = 256
+    """Requests that may wait; above it they are refused."""
+    max_total_tokens: int | None = None
+    """Prompt and answer together; None takes what the model was made for."""
+    max_prefill_tokens: int = 1024
+    """New prompt tokens that join in one step. Fewer than a batch's make its rows end apart, and adapters are then not
+    stacked: measured in benchmarks/engine/README.md."""
+    max_batch_total_tokens: int = 65_536
+    """Cached tokens of all rows."""
+    adapter_memory_bytes: int = 512 << 20
+    pinned: frozenset[str] = frozenset()
+    """Adapter versions that are never evicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What is served, and its limits."""
+
+    base_model: str
+    base_model_digest: str
+    dtype: str
+    max_input_length: int
+    max_total_tokens: int
+    max_concurrent_requests: int
+    max_batch_total_tokens: int

@@ -30,43 +30,10 @@ from serving.memory import give_back
 from serving.registry import AdapterRef, Registry
 from serving.residency import Residency
 from serving.returning import Returning
+from serving.settings import WorkerInfo, WorkerSettings
 from serving.weights import EMBEDDING, mapped
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """How much the worker takes."""
-
-    threads: int | None = None
-    """CPU threads of a step; None leaves torch's choice, one for each core."""
-    max_batch: int = 32
-    queue: int = 256
-    """Requests that may wait; above it they are refused."""
-    max_total_tokens: int | None = None
-    """Prompt and answer together; None takes what the model was made for."""
-    max_prefill_tokens: int = 1024
-    """New prompt tokens that join in one step. Fewer than a batch's make its rows end apart, and adapters are then not
-    stacked: measured in benchmarks/engine/README.md."""
-    max_batch_total_tokens: int = 65_536
-    """Cached tokens of all rows."""
-    adapter_memory_bytes: int = 512 << 20
-    pinned: frozenset[str] = frozenset()
-    """Adapter versions that are never evicted."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """What is served, and its limits."""
-
-    base_model: str
-    base_model_digest: str
-    dtype: str
-    max_input_length: int
-    max_total_tokens: int
-    max_concurrent_requests: int
-    max_batch_total_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +53,15 @@ class Worker:
         self.tokenizer: Any = base.tokenizer
         self._settings = settings
         embedding = mapped(Path(base.path) / "model.safetensors", EMBEDDING)
-        self._engine = Engine(base.model, base.tokenizer, embedding=embedding)
+        self._engine = Engine(
+            base.model, base.tokenizer, embedding=embedding, precision=settings.weights
+        )
         limit = self._engine.decoder.max_tokens
         total = min(settings.max_total_tokens or limit, limit)
         self.info = WorkerInfo(
             base_model=base.id,
             base_model_digest=base.digest,
-            dtype="torch.float32",
+            dtype=f"torch.{settings.weights}",
             max_input_length=total - 1,
             max_total_tokens=total,
             max_concurrent_requests=settings.queue + settings.max_batch,

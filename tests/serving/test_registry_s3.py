@@ -27,7 +27,8 @@ from tests.tiny import random_adapter, tiny_model
 with warnings.catch_warnings():
     # llguidance's torch part makes torch import what torch deprecates.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-    from serving.worker import Worker, WorkerSettings
+    from serving.settings import WorkerSettings
+    from serving.worker import Worker
 
 pytestmark = [
     pytest.mark.slow,

@@ -160,3 +160,21 @@ def test_an_error_between_steps_fails_who_waits_and_the_engine_goes_on(
         await worker.stop()
 
     asyncio.run(run())
+
+
+def test_int8_weights_say_so_and_answer_alike_alone_and_together(place: Place) -> None:
+    async def run() -> None:
+        worker = place.worker(weights="int8")
+        assert worker.info.dtype == "torch.int8"
+        await worker.start()
+        asked = [job(place, "hello", adapter) for adapter in (None, "a0/1", "a1/1", "a3/1")]
+        alone = [await whole(worker, one) for one in asked]
+        together = await asyncio.gather(*(whole(worker, one) for one in asked))
+        found = [
+            [[token.id for token in tokens] for tokens, _ in each] for each in (alone, together)
+        ]
+        assert found[0] == found[1]
+        assert len({tuple(ids) for ids in found[0]}) > 1  # adapters matter
+        await worker.stop()
+
+    asyncio.run(run())

@@ -81,7 +81,8 @@ def running(root: Path, **worker_settings: Any) -> Iterator[LiveServer]:
     ):  # llguidance's torch part makes torch import what torch deprecates
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
         from serving.app import create_app
-        from serving.worker import Worker, WorkerSettings
+        from serving.settings import WorkerSettings
+        from serving.worker import Worker
 
     tiny_model(root / "model")
     base = base_model.load(str(root / "model"), root / "cache")
