@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from training import label_engine as engine
@@ -62,6 +63,15 @@ def preflight(dataset: Dataset, model: Any, tokenizer: Any, config: FitConfig) -
     refusals, warnings = _judge(dataset, train, held, cut, config, model)
     needed = _memory(model, train, held, config, refusals, warnings)
     warnings += _serving(config)
+    is_prefix = all(_is_prefix(row, tokenizer) for row in train[:50])
+    if train and not eos:
+        refusals.append("an answer does not end with the stop token: the student would not learn to stop")  # fmt: skip
+    if not is_prefix:
+        # Serving tokenizes the prompt alone, as training does, so this is no mismatch; but the model knows the joined token.
+        warnings.append(
+            "the template's end and an answer's beginning are one token when written together: let the template end "
+            "without a space, and look at the rows below"
+        )
     seconds = 0.0 if refusals else _estimate(model, train, held, config)
     return PreflightReport(
         rows={"train": len(train), "validation": len(held)},
@@ -73,7 +83,7 @@ def preflight(dataset: Dataset, model: Any, tokenizer: Any, config: FitConfig) -
         histogram=_histogram(lengths),
         cut_share=cut,
         ends_with_eos=eos,
-        template_is_prefix=all(_is_prefix(row, tokenizer) for row in train[:50]),
+        template_is_prefix=is_prefix,
         masks=tuple(
             Mask(
                 tokenizer.decode(row.prompt_ids),
@@ -269,12 +279,16 @@ def show(report: PreflightReport, as_json: bool, console: Console | None = None)
     table = Table("preflight", "", show_header=True)
     table.add_row("rows", ", ".join(f"{name} {count}" for name, count in report.rows.items()))
     table.add_row("tokens a row", ", ".join(f"{name} {n}" for name, n in report.tokens.items()))
+    table.add_row("histogram", ", ".join(f"{n} up to {end}" for end, n in report.histogram))
     table.add_row("inputs cut", f"{100 * report.cut_share:.1f} %")
     table.add_row("trainable weights", f"{report.trainable_parameters:,}")
     table.add_row("estimated time", f"{report.estimated_seconds:.0f} s")
     table.add_row("estimated memory", report.memory.sentence())
-    for mask in report.masks[:1]:
-        table.add_row("loss falls on", mask.trained)
+    table.add_row("stop token trained", "yes" if report.ends_with_eos else "no")
+    for mask in report.masks:
+        table.add_row(
+            "loss falls on", f"[dim]…{escape(mask.masked[-60:])}[/]{escape(mask.trained)}"
+        )
     for warning in report.warnings:
         table.add_row("[yellow]warning[/]", warning)
     console.print(table)

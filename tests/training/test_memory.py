@@ -151,9 +151,33 @@ def test_the_command_says_what_it_needs(
     done = CliRunner().invoke(app, [*command, "--set", "max_cut_share=1"])
     assert done.exit_code == 0, done.output
     assert "estimated memory" in done.output
+    assert done.output.count("loss falls on") == 3
+    assert "histogram" in done.output
     refused = CliRunner().invoke(app, [*command, "--set", "max_cut_share=1", "--set", "max_memory_gib=0.1"])  # fmt: skip
     assert refused.exit_code == 2
     assert "max_memory_gib = 0.1" in refused.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("prompt", "warns"), [("Mail: {input}\nAnswer:", False), ("Mail: {input}\nh", True)])  # fmt: skip
+def test_a_template_that_grows_together_with_the_answer_warns(
+    prompt: str, warns: bool, base: BaseModel, tmp_path: Path
+) -> None:
+    spec = route()
+    assert spec.student is not None
+    label = spec.answer.model_copy(update={"kind": "text", "schema_": None})
+    spec = spec.model_copy(update={"student": spec.student.model_copy(update={"prompt": prompt}), "answer": label})  # fmt: skip
+    made = build.build([row_of(n) for n in range(60)], spec, "mail", tmp_path, query={})
+    report = preflight.preflight(
+        made, base.model, base.tokenizer, config.load(None, ["max_cut_share=1"])
+    )
+    assert report.template_is_prefix is not warns
+    assert any("one token when written together" in one for one in report.warnings) is warns
+
+
+def row_of(number: int) -> build.Row:
+    """A row whose answer goes on from "h" as the tokenizer's own word does."""
+    messages = ({"role": "user", "content": f"order {number} {number % 7}"},)
+    return build.Row(f"r{number}", messages, "ello", None, "traffic", "t", float(number))
 
 
 @pytest.mark.parametrize(("rank", "warned"), [(64, []), (200, ["rank 200: lorax serves ranks up to 128"])])  # fmt: skip
