@@ -287,7 +287,7 @@ def show(report: PreflightReport, as_json: bool, console: Console | None = None)
     table.add_row("stop token trained", "yes" if report.ends_with_eos else "no")
     for mask in report.masks:
         table.add_row(
-            "loss falls on", f"[dim]…{escape(mask.masked[-60:])}[/]{escape(mask.trained)}"
+            "loss falls on", f"[dim]…{escape(mask.masked[-60:])}[/] ▶ {escape(mask.trained)}"
         )
     for warning in report.warnings:
         table.add_row("[yellow]warning[/]", warning)
