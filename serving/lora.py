@@ -154,7 +154,7 @@ class Stacks:
 
     A step of single tokens then has one small product for all adapters where it had one for each. Stacking copies their
     weights, 5 MB an adapter: it is done when a composition has gone on for `STACK_AFTER` steps, so that what it saves can
-    outweigh the copy.
+    outweigh the copy. The place that they are copied to stays: compositions come and go many times a minute.
     """
 
     def __init__(self) -> None:
@@ -162,6 +162,7 @@ class Stacks:
         self._num_seen = 0
         self._stacked: tuple[LoraWeights, ...] = ()
         self._layers: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = []
+        self._rooms: dict[tuple[int, str], _Room] = {}
 
     def of(
         self, adapters: tuple[LoraWeights, ...]
@@ -174,40 +175,67 @@ class Stacks:
             self._seen = adapters
             if self._num_seen < STACK_AFTER:
                 return None
-            self._layers = []  # before the new ones are made: only one set at a time
             self._layers = [
-                _stacked([a.layers[i] for a in adapters]) for i in range(len(adapters[0].layers))
+                self._stack(i, [a.layers[i] for a in adapters])
+                for i in range(len(adapters[0].layers))
             ]
             self._stacked = adapters
         return self._layers
 
+    def _stack(
+        self, number: int, layers: Sequence[dict[str, FusedLora]]
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """One layer of several adapters; ranks that are smaller, or projections that are missing, are filled with zeros."""
+        found = {}
+        for projection in {p for layer in layers for p in layer}:
+            own = [layer.get(projection) for layer in layers]
+            room = self._rooms.get((number, projection))
+            most = max(fused.b.shape[0] for fused in own if fused is not None)
+            if room is None or room.a.shape[1] < most:
+                room = _Room.like(next(fused for fused in own if fused is not None), most)
+                self._rooms[number, projection] = room
+            found[projection] = room.filled(own, most)
+        return found
+
     def clear(self) -> None:
-        """Keep nothing."""
+        """Nothing is stacked."""
         self._seen = self._stacked = ()
         self._layers = []
 
 
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Where one projection's weights of several adapters are copied to."""
+
+    a: torch.Tensor
+    """[MAX_STACKED, ranks, inputs]."""
+    b: torch.Tensor
+    """[MAX_STACKED, ranks, outputs]."""
+
+    @classmethod
+    def like(cls, fused: FusedLora, ranks: int) -> "_Room":
+        """Empty, for inputs and outputs such as an adapter's."""
+        return cls(
+            torch.zeros(MAX_STACKED, ranks, fused.a.shape[0]),
+            torch.zeros(MAX_STACKED, ranks, fused.b.shape[1]),
+        )
+
+    def filled(
+        self, own: Sequence[FusedLora | None], ranks: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [adapters, inputs, ranks] and B [adapters, ranks, outputs], with zeros where an adapter has fewer ranks or none."""
+        a, b = self.a[: len(own), :ranks], self.b[: len(own), :ranks]
+        for i, fused in enumerate(own):
+            rank = fused.b.shape[0] if fused is not None else 0
+            if fused is not None:
+                a[i, :rank], b[i, :rank] = fused.a.T, fused.b
+            a[i, rank:] = 0
+            b[i, rank:] = 0
+        return a.transpose(1, 2), b
+
+
 def _are_same(some: tuple[LoraWeights, ...], others: tuple[LoraWeights, ...]) -> bool:
     return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
-
-
-def _stacked(
-    layers: Sequence[dict[str, FusedLora]],
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """One layer of several adapters; ranks that are smaller, or projections that are missing, are filled with zeros."""
-    found = {}
-    for projection in {p for layer in layers for p in layer}:
-        own = [layer.get(projection) for layer in layers]
-        some = next(f for f in own if f is not None)
-        rank = max(f.a.shape[1] for f in own if f is not None)
-        a = torch.zeros(len(layers), rank, some.a.shape[0]).transpose(1, 2)
-        b = torch.zeros(len(layers), rank, some.b.shape[1])
-        for i, fused in enumerate(own):
-            if fused is not None:
-                a[i, :, : fused.a.shape[1]] = fused.a
-                b[i, : fused.b.shape[0]] = fused.b
-        found[projection] = (a, b)
-    return found
 
 
 @dataclass(frozen=True, slots=True)
