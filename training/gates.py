@@ -50,7 +50,7 @@ def outcome(holds: bool) -> State:
 
 
 def of_evaluation(evaluation: dict[str, Any]) -> list[Gate]:
-    """The evaluation's gates: non-inferiority on each test set, and the hybrid where a test set fails.
+    """The evaluation's gates: non-inferiority on each test set and by each judge, and the hybrid where one of them fails.
 
     Both test sets count: a student that holds its own on the traffic's mix may have given up the rare class.
     """
@@ -60,15 +60,12 @@ def of_evaluation(evaluation: dict[str, Any]) -> list[Gate]:
             Gate("non-inferior on test_balanced", "not measured", "no such test set: the answers have no classes",
                  "-", "verdict")
         )  # fmt: skip
-    if not _is_compared(evaluation):
+    gates += [_judged(judge, evaluation["tests"][0]) for judge in evaluation.get("judges", ())]
+    if all(gate.state == "not measured" for gate in gates):
         gates.append(_agreement(evaluation["tests"][0]))
     elif any(gate.state == "failed" for gate in gates):
         gates += [_together(test) for test in evaluation["tests"]]
     return gates
-
-
-def _is_compared(evaluation: dict[str, Any]) -> bool:
-    return any(test["non_inferior"] is not None for test in evaluation["tests"])
 
 
 def _non_inferior(test: dict[str, Any]) -> Gate:
@@ -83,6 +80,23 @@ def _non_inferior(test: dict[str, Any]) -> Gate:
         f"to the teacher, {test['rows']} rows"
     )
     return Gate(name, outcome(test["non_inferior"]), figure, limit, "verdict")
+
+
+def _judged(judge: dict[str, Any], test: dict[str, Any]) -> Gate:
+    """What a judge says of student against teacher; only one that agrees with people may gate."""
+    won = judge["pairwise"]["win_rate"]
+    name = f"non-inferior by judge {judge['model']}"
+    least = 0.5 - test["margin"]
+    limit = f"interval above {100 * least:.0f} %, by a judge that agrees with people"
+    figure = (
+        f"wins {100 * won['value']:.1f} % [{100 * won['low']:.1f}, {100 * won['high']:.1f}] against the teacher, ties half, "
+        f"{judge['rows']} rows"
+    )
+    if not judge["may_gate"]:
+        return Gate(
+            name, "not measured", f"{figure}; it may not gate: {judge['why']}", limit, "verdict"
+        )
+    return Gate(name, outcome(won["low"] > least), figure, limit, "verdict")
 
 
 def _agreement(test: dict[str, Any]) -> Gate:

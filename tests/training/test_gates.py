@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from monitoring.store import FlagRow, open_store
 from training import gates, publish, review_gate
 from training.dataset import Dataset, Example
 from training.errors import DataError, PublishRefused
+from training.eval_judge import JudgeReport
+from training.eval_judge_figures import Pairwise
 from training.gates import Gate
+from training.metrics import Mean
 from training.predict import Prediction, Progress
 from training.review_gate import Limits
 
@@ -55,6 +59,33 @@ def test_the_conclusion(tests: list[tuple[str, bool | None, dict[str, float]]], 
     assert found.verdict == verdict
     assert any(reason in one for one in found.reasons), found.reasons
     assert all(gate.figure and gate.limit for gate in found.gates)
+
+
+@pytest.mark.parametrize(
+    ("low", "may_gate", "state", "verdict"),
+    [
+        pytest.param(0.47, True, "passed", "graduate", id="a judge that people agree with"),
+        pytest.param(0.44, True, "failed", "do not graduate", id="not shown to be non-inferior"),
+        pytest.param(0.47, False, "not measured", "hybrid only", id="a judge that nobody has checked"),
+    ],
+)  # fmt: skip
+def test_a_judge_gates_only_when_people_agree_with_it(
+    low: float, may_gate: bool, state: str, verdict: str
+) -> None:
+    won = {"value": 0.52, "rows": 90, "low": low, "high": 0.6}
+    judge = {
+        "model": "j-1", "rows": 90, "may_gate": may_gate, "why": "no person's label", "pairwise": {"win_rate": won},
+    }  # fmt: skip
+    found = gates.of_evaluation({"tests": [report_of("test", None)], "judges": [judge]})
+    line = next(gate for gate in found if gate.name == "non-inferior by judge j-1")
+    assert line.state == state
+    assert gates.conclude(found).verdict == verdict
+
+
+def test_the_judges_report_has_what_the_gate_reads() -> None:
+    assert {"model", "rows", "may_gate", "why", "pairwise"} <= {f.name for f in fields(JudgeReport)}
+    assert "win_rate" in {f.name for f in fields(Pairwise)}
+    assert {"value", "low", "high"} <= {f.name for f in fields(Mean)}
 
 
 def test_nothing_measured_is_no_graduation() -> None:
