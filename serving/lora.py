@@ -175,6 +175,8 @@ class Stacks:
             self._seen = adapters
             if self._num_seen < STACK_AFTER:
                 return None
+            # Until the copy is whole nothing is stacked: the old composition's views lie in the same place.
+            self._stacked = ()
             self._layers = [
                 self._stack(i, [a.layers[i] for a in adapters])
                 for i in range(len(adapters[0].layers))

@@ -78,3 +78,16 @@ def test_a_composition_that_goes_on_is_stacked_and_its_place_is_used_again() -> 
         second_again = stacks.of(second)
     assert second_again is not None
     assert second_again[0]["o"][1].data_ptr() == again[0]["o"][1].data_ptr()
+
+
+def test_a_copy_that_breaks_off_leaves_no_composition_with_weights_of_another() -> None:
+    stacks = Stacks()
+    first = tuple(ADAPTERS[:2])
+    assert [stacks.of(first) is not None for _ in range(STACK_AFTER + 1)][-1]
+    good = adapter(7, qkv=2, o=2)
+    layers = (good.layers[0], {"qkv": FusedLora(torch.ones(5, 2), torch.ones(2, 20))})
+    broken = (good, LoraWeights("broken/1", layers, 0))
+    assert [stacks.of(broken) for _ in range(STACK_AFTER)] == [None] * STACK_AFTER
+    with pytest.raises(RuntimeError):
+        stacks.of(broken)
+    assert stacks.of(first) is None
