@@ -334,8 +334,8 @@ class Worker:
         is_failed = False
         try:
             emitted = self._engine.step()
-            hand_over(emitted, self._running)
             self._expect(emitted)
+            hand_over(emitted, self._running)
         except Exception as why:  # a step must not end the thread that all requests need
             is_failed = True
             logger.exception("a step failed")
@@ -345,12 +345,15 @@ class Worker:
         self.on_step(Step(num_rows, num_prompts, seconds, is_failed))
 
     def _expect(self, emitted: Sequence[Emitted | Failed]) -> None:
-        """Who was answered by a step may ask again at once."""
+        """Who is answered by a step may ask again at once.
+
+        Called before the answers go out: who asks again after that is one of those that are waited for.
+        """
         ended = [e.finished for e in emitted if isinstance(e, Emitted) and e.finished is not None]
         with self._wake:
             self._returning.answered(
                 [each.inference_seconds for each in ended],
-                len(self._running),
+                len(self._engine.rows),
                 len(self._waiting),
                 time.perf_counter(),
             )

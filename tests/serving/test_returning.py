@@ -2,10 +2,13 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
 from serving import returning
+from serving import worker as worker_module
+from serving.callers import hand_over
 from serving.generation import Step
 from serving.returning import MOST_SECONDS, SHARE, Returning
 from serving.worker import _Call
@@ -70,3 +73,34 @@ def test_callers_that_ended_together_begin_together(
 
     steps = asyncio.run(run())
     assert [step.num_prompts for step in steps if step.num_prompts] == [3, 3, 3]
+
+
+def test_who_asks_again_while_answers_go_out_is_not_waited_for_once_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(returning, "MOST_SECONDS", 5.0)
+    monkeypatch.setattr(returning, "SHARE", 1e6)
+
+    def slow(*given: Any) -> None:
+        hand_over(*given)
+        time.sleep(0.1)  # as if the callers' loop had the interpreter for so long
+
+    monkeypatch.setattr(worker_module, "hand_over", slow)
+
+    async def run() -> float:
+        worker = place.worker()
+        await worker.start()
+        worker._call(_Call(lambda: time.sleep(0.2)))
+
+        async def caller(number: int) -> float:
+            await whole(worker, job(place, "hello", None, 1, ignore_eos=True))
+            await asyncio.sleep(0.3 * number)  # the first is there again before the step's end
+            began = time.perf_counter()
+            await whole(worker, job(place, "refund", None, 1, ignore_eos=True))
+            return time.perf_counter() - began
+
+        waits = await asyncio.gather(*(caller(number) for number in range(2)))
+        await worker.stop()
+        return max(waits)
+
+    assert asyncio.run(run()) < 2.5
