@@ -3,13 +3,14 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from serving.adapters_cli import app as adapters_app
 from serving.errors import OperatorError
 from serving.quantities import seconds, size_bytes
+from serving.settings import Precision
 from serving.terminal import HomeOption, HostOption, console, fail, parsed
 
 app = typer.Typer(
@@ -90,7 +91,7 @@ def serve(
         int | None, typer.Option(min=1, help="CPU threads; default is one for each core.")
     ] = None,
     weights: Annotated[
-        Literal["float32", "int8"],
+        Precision,
         typer.Option(help="Base model's weights; int8 takes less memory, answers may differ."),
     ] = "float32",
     max_batch: Annotated[int, typer.Option(min=1, help="Requests in one batch.")] = 32,

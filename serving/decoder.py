@@ -21,7 +21,8 @@ from serving.attention import Attention, Slot
 from serving.cache import KeyValueCache
 from serving.errors import OperatorError
 from serving.lora import Batches, Places
-from serving.products import Linear, Precision, Product, product_of
+from serving.products import Linear, Product, product_of
+from serving.settings import Precision
 from serving.weights import EMBEDDING, HEAD, Weights, head_width, of_model
 
 

@@ -18,8 +18,8 @@ from serving.generation import Finished, FinishReason, Job, TokenOut
 from serving.grammar import Grammars, Matcher
 from serving.lora import Batches, Group, LoraWeights, Stacks, batches
 from serving.prefixes import Prefixes
-from serving.products import Precision
 from serving.sampling import Choice, choose, choose_greedy, is_plain
+from serving.settings import Precision
 from serving.text import Detokenizer
 from serving.weights import Weights, of_model
 

@@ -9,14 +9,13 @@ torch.compile's own CPU code calls; where a build lacks them, or they give anoth
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch.nn import functional
 
 from serving.errors import OperatorError
-
-Precision = Literal["float32", "int8"]
+from serving.settings import Precision
 
 # oneDNN, and torch's layer over it, keep what they made for each product and number of rows, a thousand of them: 0.8 MB each,
 # after some hundred different batches more than the model itself. Making one again takes 0.1 ms. Read at the first product.

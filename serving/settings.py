@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+Precision = Literal["float32", "int8"]
+"""Of the base model's layers; head, embedding and adapters are fp32."""
+
 
 @dataclass(frozen=True, slots=True)
 class AppSettings:
@@ -29,8 +32,7 @@ class ServeSettings:
     models: Path
     """Folder where converted base models are kept."""
     threads: int | None = None
-    weights: Literal["float32", "int8"] = "float32"
-    """Of the base model's layers."""
+    weights: Precision = "float32"
     max_batch: int = 32
     queue: int = 256
     max_total_tokens: int | None = None
@@ -45,8 +47,7 @@ class WorkerSettings:
 
     threads: int | None = None
     """CPU threads of a step; None leaves torch's choice, one for each core."""
-    weights: Literal["float32", "int8"] = "float32"
-    """Of the base model's layers; head, embedding and adapters are fp32."""
+    weights: Precision = "float32"
     max_batch: int = 32
     queue: int = 256
     """Requests that may wait; above it they are refused."""
