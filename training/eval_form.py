@@ -167,7 +167,7 @@ def normalised(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(float(value)) if abs(value) < 2**53 else str(value)
     text = " ".join(unicodedata.normalize("NFKC", str(value)).casefold().split())
-    text = text.strip(" .,;:!?\"'`")
+    text = text.strip(" .,;:!?\"'`") or text  # what is nothing but punctuation is its own value
     if _NUMBER.fullmatch(text) and not _is_code(text):
         return repr(float(text.replace(",", "")))
     return text

@@ -18,6 +18,7 @@ from monitoring.text_pairs import TextPair
 from router.answer_spec import AnswerSpec
 from router.policy import Price
 from training.eval_judge_figures import (
+    MIN_ROWS,
     Agreement,
     LengthControl,
     Pairwise,
@@ -46,7 +47,7 @@ FORM = AnswerSpec(kind="label", labels=("A", "B", "tie", "1", "2", "3", "4", "5"
 """What a verdict is once it is found in a reply."""
 FOUND_BY = r'(?i)"?(?:better|score)"?\s*[:=]\s*"?(A|B|tie|[1-5])\b'
 MAX_TOKENS = 200
-_SCORE = re.compile(r'"?score"?\s*[:=]\s*"?([1-5])\b', re.IGNORECASE)
+_SCORE = re.compile(r'"?score"?\s*[:=]\s*"?([1-5])(?:\.0+)?\b(?!\.\d)', re.IGNORECASE)
 Kind = Literal["student first", "teacher first", "student", "teacher"]
 """A pair in one of two orders, or one answer alone."""
 LEAST_LABELS, LEAST_KAPPA, LEAST_CONSISTENCY = 50, 0.6, 0.8
@@ -163,8 +164,10 @@ def score_of(text: str) -> int | None:
     try:
         value = json.loads(text)
         number = value["score"] if isinstance(value, dict) else value
-        return int(number) if float(number) in (1, 2, 3, 4, 5) else None
-    except (ValueError, KeyError, TypeError):
+        if isinstance(number, bool):
+            return None
+        return int(float(number)) if float(number) in (1, 2, 3, 4, 5) else None
+    except (ValueError, KeyError, TypeError, OverflowError):
         found = _SCORE.findall(text)
         return int(found[-1]) if found else None
 
@@ -239,7 +242,7 @@ def report(
         human_labels={source: len(labels) for source, labels in words.items()},
         agreement=agreement(
             {n: (said[n].judged.is_worse, w.is_worse) for n, w in known.items()},
-            [(said[n].student_score, w.score if w.score is not None else float(not w.is_worse)) for n, w in known.items()],
+            _scores([(said[n].student_score, w) for n, w in known.items()]),
         ) if known else None,
         may_gate=False,
         why="",
@@ -249,6 +252,14 @@ def report(
         found, may_gate=not why_not, warnings=tuple(_warnings(found, others)),
         why="; ".join(why_not) or "it judges as people do on enough of their labels, and the same in both orders",
     )  # fmt: skip
+
+
+def _scores(both: Sequence[tuple[int | None, Human]]) -> list[tuple[int | None, float]]:
+    """The judge's scores with people's where enough people gave one, else with their verdicts: never two scales at once."""
+    scored = [(said, word.score) for said, word in both if word.score is not None]
+    if len(scored) >= MIN_ROWS:
+        return scored
+    return [(said, float(not word.is_worse)) for said, word in both]
 
 
 def _unread(rows: Sequence[Verdicts]) -> int:

@@ -76,7 +76,7 @@ class Agreement:
     false_alarms: Rate
     """Of those that people do not call worse: by the judge."""
     spearman: float | None
-    """Of its scores with people's, or with their verdict where they gave none."""
+    """Of its scores with people's; with their verdicts where too few gave a score."""
     kendall: float | None
 
 

@@ -66,12 +66,14 @@ class Scorer:
         import torch
 
         found = [0.0] * len(answers)
+        told = getattr(self.model.config, "max_position_embeddings", None) or MOST_TOKENS
+        most = min(MOST_TOKENS, told, self.tokenizer.model_max_length)
         order = sorted(range(len(answers)), key=lambda i: len(answers[i]) + len(references[i]))
         for start in range(0, len(order), BATCH_ROWS):
             chosen = order[start : start + BATCH_ROWS]
             inputs = self.tokenizer(
                 [references[i] for i in chosen], [answers[i] for i in chosen],
-                padding=True, truncation="longest_first", max_length=MOST_TOKENS, return_tensors="pt",
+                padding=True, truncation="longest_first", max_length=most, return_tensors="pt",
             )  # fmt: skip
             with torch.no_grad():
                 scores = self.model(**inputs).logits[:, 0].tolist()

@@ -43,6 +43,8 @@ class SliceFigures:
     """Whether the student errs more here than elsewhere; None when not tested."""
     p_against_teacher: float | None
     """Whether student and teacher differ in being right here; None when not tested, or nobody can say."""
+    gap_to_teacher: float | None = None
+    """The student's share right less the teacher's, on the rows of that test: those that gold can judge both on."""
 
     @property
     def is_worse(self) -> bool:
@@ -55,9 +57,8 @@ class SliceFigures:
         return (
             self.p_against_teacher is not None
             and self.p_against_teacher < SMALL_ALPHA
-            and self.student_gold is not None
-            and self.teacher_gold is not None
-            and self.student_gold.share < self.teacher_gold.share
+            and self.gap_to_teacher is not None
+            and self.gap_to_teacher < 0
         )
 
 
@@ -88,6 +89,7 @@ def slice_figures(
             student_teacher=_known(found.same, inside & found.has_teacher),
             p_value=p_values.get(name),
             p_against_teacher=against.get(name),
+            gap_to_teacher=_gap(found, inside),
         )
         for name, inside in members.items()
     ]
@@ -148,6 +150,13 @@ def _against_teacher(members: slices.Members, rows: _Rows) -> dict[str, float]:
         for inside in asked.values()
     ]
     return dict(zip(asked, holm(p_values), strict=True))
+
+
+def _gap(rows: _Rows, inside: np.ndarray) -> float | None:
+    both = inside & rows.has_gold & rows.has_teacher
+    if not both.any():
+        return None
+    return float(rows.right[both].mean() - rows.teacher_right[both].mean())
 
 
 def _rate(values: np.ndarray, of: np.ndarray) -> Rate:

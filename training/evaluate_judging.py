@@ -95,6 +95,10 @@ def prepared(flags: Flags, opened: "Opened", place: Home) -> Judging | None:
         labelled["labels"] = labels_of_file(flags.labels)
     if not flags.database.startswith("sqlite:///") or Path(flags.database[10:]).exists():
         labelled["reviews"] = labels_of_reviews(flags.database, info.task)
+    elif (
+        flags.database != place.database_url
+    ):  # no queue yet is nothing wrong, a queue that was named and is not there is
+        raise ConfigError(f"--database {flags.database}: there is no such file")
     others = [("teacher", name) for name in info.teachers if name]
     others.append(("student", str(opened.origin.get("base_model") or opened.origin["model"])))
     cache = place.root / "teacher-cache.db"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from training.commands import out
@@ -67,7 +68,7 @@ def _answerers(task: str, test: TestReport) -> Table:
 def _costs(test: TestReport) -> Table:
     has_auc = any(line.scores.of_class for line in test.lines)
     table = Table(
-        "answerer", *[f"AUC of {test.line(STUDENT).scores.class_name}"] * has_auc, "AUC of being right",
+        "answerer", *[f"AUC of {escape(str(test.line(STUDENT).scores.class_name))}"] * has_auc, "AUC of being right",
         "ms a row p50/p95", "tokens out", "$ per 1,000",
         title=f"{test.split}: what confidence and answers are worth, and what they take",
     )  # fmt: skip
@@ -151,7 +152,7 @@ def _slice_row(one: SliceFigures) -> list[str]:
         return UNKNOWN if value is None else f"{value:.2g}"
 
     return [
-        one.name, str(one.rows), known(one.student_gold), known(one.teacher_gold), known(one.student_teacher),
+        escape(one.name), str(one.rows), known(one.student_gold), known(one.teacher_gold), known(one.student_teacher),
         f"{100 * one.elsewhere.share:.0f}", p(one.p_value), p(one.p_against_teacher),
     ]  # fmt: skip
 

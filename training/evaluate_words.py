@@ -42,10 +42,11 @@ def _of_test(test: TestReport) -> list[str]:
     if test.student_against_teacher:
         gap = test.student_against_teacher
         verdict = "not inferior" if test.non_inferior else "not shown to be non-inferior"
+        needed = "no number of" if test.rows_needed is None else f"about {test.rows_needed}"
         said.append(
             f"{where}: against the teacher {100 * gap.difference:+.1f} points [{100 * gap.low:+.1f}, "
             f"{100 * gap.high:+.1f}]: {verdict} at a margin of {100 * test.margin:.0f} points "
-            f"(about {test.rows_needed} rows would be needed to show it if they were equal)."
+            f"({needed} rows would be needed to show it if they were equal)."
         )
     if test.rouge_against_teacher:
         near = test.rouge_against_teacher

@@ -79,7 +79,7 @@ class Parity:
                 "training did not"
             )
         answers = f"{self.answers_equal} of {self.rows} answers are equal, mean prefix {self.prefix_share:.2f}"
-        is_equal = self.answers_equal >= limits.equal * self.rows
+        is_equal = self.answers_equal / self.rows >= limits.equal
         is_prefix = self.prefix_share >= limits.prefix
         needed = f"{limits.equal:.0%} are needed, and a mean prefix of {limits.prefix:.2f}"
         if not (is_equal and is_prefix):

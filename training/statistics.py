@@ -80,10 +80,12 @@ def is_non_inferior(result: Paired, margin: float) -> bool:
 
 def rows_needed(
     margin: float, discordant_share: float, power: float = 0.8, alpha: float = 0.05
-) -> int:
-    """Rows for a paired non-inferiority test of two equally good answerers.
+) -> int | None:
+    """Rows for a paired non-inferiority test of two equally good answerers; None at a margin of 0, which no number of rows shows.
 
     Normal approximation: n = (z_{1-alpha/2} + z_{power})^2 * discordant_share / margin^2 (Liu et al. 2002).
     """
+    if not margin:
+        return None
     z = float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
     return math.ceil(z * z * discordant_share / (margin * margin))

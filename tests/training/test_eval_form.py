@@ -33,6 +33,8 @@ SPEC = AnswerSpec.model_validate(
         pytest.param({"x": 1, "y": None}, {"x": 1, "y": 2}, 1, id="objects by key"),
         pytest.param({"x": 1}, 1, 0, id="an object is no number"),
         pytest.param(None, "a", 0, id="nothing"),
+        pytest.param("?", "!", 0, id="punctuation alone is a value"),
+        pytest.param("?", "?", 1, id="and equal to itself"),
     ],
 )
 def test_values_are_compared_normalised(answered: Any, wanted: Any, equal: int) -> None:

@@ -134,6 +134,20 @@ def test_labels_that_are_all_alike_show_nothing(tmp_path: Path) -> None:
     assert "all alike" in found.why
 
 
+def test_scores_and_verdicts_of_people_are_not_mixed(tmp_path: Path) -> None:
+    """Verdicts are 0 and 1, scores 1 to 5: side by side a right answer without a score would look like the worst."""
+    rows = pairs()
+    some = {n: Human(h.is_worse, h.score if i % 2 else None) for i, (n, h) in enumerate(people(rows).items())}  # fmt: skip
+    found = judged(judge_app(good), tmp_path, rows, human={"labels": some}).agreement
+    assert found is not None
+    assert found.spearman == pytest.approx(1.0), "by the 30 scores alone"
+    few = {n: Human(h.is_worse, h.score if i < 9 else None) for i, (n, h) in enumerate(people(rows).items())}  # fmt: skip
+    found = judged(judge_app(good), tmp_path / "b", rows, human={"labels": few}).agreement
+    assert found is not None
+    assert found.spearman is not None
+    assert 0.8 < found.spearman < 1, "by all verdicts"
+
+
 def test_kin_are_named(tmp_path: Path) -> None:
     others = [("teacher", "gpt-4o"), ("student", "HuggingFaceTB/SmolLM2-135M")]
     found = judged(judge_app(good), tmp_path, pairs(6), model="openai/gpt-4.1", others=others)
@@ -160,7 +174,8 @@ def test_other_instructions_are_another_series() -> None:
 
 @pytest.mark.parametrize(
     ("text", "score"),
-    [('{"score": 4}', 4), ('{"score": "2"}', 2), ("score: 5", 5), ('{"score": 6}', None), ("5 of 5", None), ('{"score": 2.5}', None), ("3", 3)],
+    [('{"score": 4}', 4), ('{"score": "2"}', 2), ("score: 5", 5), ('{"score": 6}', None), ("5 of 5", None), ('{"score": 2.5}', None), ("3", 3),
+     ('{"score": "4.0"}', 4), ("score: 4.5", None), ('{"score": true}', None), ('{"score": 1' + "0" * 400 + "}", None)],
 )  # fmt: skip
 def test_scores_are_read(text: str, score: int | None) -> None:
     assert score_of(text) == score

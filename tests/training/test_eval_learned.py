@@ -14,7 +14,7 @@ from training.errors import ConfigError
 from training.eval_learned import Scorer, learned
 
 
-def folder_of(path: Path, outputs: int = 1) -> Path:
+def folder_of(path: Path, outputs: int = 1, positions: int = 512) -> Path:
     """A random model that reads letters."""
     torch.manual_seed(0)
     words = [
@@ -31,7 +31,7 @@ def folder_of(path: Path, outputs: int = 1) -> Path:
     BertTokenizerFast(str(path / "vocab.txt")).save_pretrained(path)
     config = BertConfig(  # type: ignore[call-arg]
         vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        num_labels=outputs,
+        num_labels=outputs, max_position_embeddings=positions,
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(path)
     return path
@@ -65,3 +65,9 @@ def test_what_is_no_metric_is_refused(tmp_path: Path) -> None:
     (broken / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"broken: cannot be loaded|outputs; allowed: 1"):
         Scorer.load(broken)
+
+
+def test_texts_beyond_the_models_own_length_are_cut(tmp_path: Path) -> None:
+    scorer = Scorer.load(folder_of(tmp_path / "short", positions=16))
+    found = scorer.score(["a b " * 40, "a b " * 50], ["c d " * 40, "c d " * 50])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)

@@ -6,7 +6,10 @@ import pytest
 from router.answer_spec import AnswerSpec
 from training.dataset import Example
 from training.eval_slices import slice_figures
+from training.mistakes import TEACHER_WRONG
 from training.predict import Prediction
+from training.slices import by_length
+from training.statistics import mcnemar
 
 SPEC = AnswerSpec(kind="label", labels=("yes", "no"))
 
@@ -76,3 +79,43 @@ def test_few_rows_are_no_reason_to_fail(count: int) -> None:
     rows = [row(n, "yes", "mail", "yes") for n in range(count)]
     found = slice_figures(SPEC, rows, [Prediction("no", 0.1)] * count)
     assert all(s.p_value is None for s in found)
+
+
+def test_worse_than_the_teacher_is_read_on_rows_that_both_answered() -> None:
+    """In the mail the student beats the teacher wherever there is one, and errs where there is none."""
+    rows, answers = [], []
+    for n in range(80):
+        source, label = "mail" if n < 60 else "chat", ["yes", "no"][n % 2]
+        teacher = (flip(label) if n % 3 == 0 else label) if n < 30 or source == "chat" else None
+        rows.append(row(n, label, source, teacher))
+        answers.append(Prediction(flip(label) if teacher is None else label, 0.9))
+    mail = next(s for s in slice_figures(SPEC, rows, answers) if s.name == "source mail")
+    assert mail.student_gold is not None
+    assert mail.teacher_gold is not None
+    assert mail.student_gold.share < mail.teacher_gold.share, "over other rows"
+    assert mail.p_against_teacher is not None
+    assert mail.p_against_teacher < 0.05
+    assert mail.gap_to_teacher == pytest.approx(1 / 3)
+    assert not mail.loses_to_teacher
+
+
+def test_p_values_against_the_teacher_are_corrected_for_every_slice_that_is_asked() -> None:
+    """The mail's is the smallest, so Holm's correction is the number of slices; one that was cut by the answer is not asked."""
+    rows, answers = [], []
+    for n in range(120):
+        label, source = ["yes", "no"][n % 2], "mail" if n < 40 else "chat"
+        rows.append(row(n, label, source, flip(label) if n >= 100 else label))
+        answers.append(Prediction(flip(label) if n < 16 or n >= 100 else label, 0.9))
+    found = slice_figures(SPEC, rows, answers)
+    cut = next(s for s in found if s.name == TEACHER_WRONG)
+    assert (cut.has_enough_rows, cut.p_against_teacher) == (True, None)
+    asked = {s.name: s.p_against_teacher for s in found if s.p_against_teacher is not None}
+    raw = mcnemar([n >= 16 for n in range(40)], [True] * 40)
+    assert len(asked) > 5
+    assert asked["source mail"] == pytest.approx(raw * len(asked))
+
+
+def test_every_row_is_in_one_quarter_by_length() -> None:
+    texts = ["", "", "a", "bb", "bb", "ccc", "dddd", "d" * 50]
+    found = by_length(texts)
+    assert sum(found.values(), np.zeros(len(texts), dtype=int)).tolist() == [1] * len(texts)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 
 from router.answer_spec import AnswerSpec
 from router.policy import Price
@@ -134,7 +135,44 @@ def test_paired_tests_by_hand() -> None:
     assert is_non_inferior(found, 0.05)
     assert not is_non_inferior(paired(other, one), 0.05)
     assert rows_needed(0.05, 0.2) == 628
+    assert rows_needed(0.0, 0.2) is None
     assert mcnemar([True], [True]) == 1.0
+
+
+def tango_by_search(first: int, second: int, rows: int, margin: float) -> float:
+    """Tango's score, its restricted maximum of the likelihood searched for, not solved for."""
+
+    def unlikely(share: float) -> float:
+        chances = [share - margin, share, 1 - 2 * share + margin]
+        counts = [first, second, rows - first - second]
+        return -sum(n * math.log(c) for n, c in zip(counts, chances, strict=True) if n)
+
+    edge = 1e-12
+    share = minimize_scalar(
+        unlikely, bounds=(margin + edge, (1 + margin) / 2 - edge), method="bounded", options={"xatol": 1e-12}
+    ).x  # fmt: skip
+    spread = math.sqrt(rows * (2 * share - margin - margin**2))
+    return float((first - second + rows * margin) / spread)
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.05, 0.2])
+def test_non_inferiority_is_tangos_score_test(margin: float) -> None:
+    shown = set()
+    for count in (30, 100, 400):
+        for first in (0, 1, 5, 12):
+            for second in (0, 1, 2, 4, 9, 14):
+                score = tango_by_search(first, second, count, margin)
+                if abs(score - 1.96) > 0.01:  # nearer than that the search is not exact
+                    counts = Paired(first, second, count - first - second, 0, 0, 0, 0, 1)
+                    assert is_non_inferior(counts, margin) == (score > 1.96), (count, first, second)
+                    shown.add(score > 1.96)
+    assert shown == {True, False}
+
+
+def test_a_margin_of_nothing_is_a_test_of_being_better() -> None:
+    assert not is_non_inferior(paired([True] * 500, [True] * 500), 0.0)
+    assert is_non_inferior(Paired(20, 5, 75, 0, 0, 0, 0, 1), 0.0)
+    assert not is_non_inferior(Paired(14, 10, 76, 0, 0, 0, 0, 1), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +257,12 @@ def test_a_report_card_says_what_it_shows(tmp_path: Path) -> None:
     assert student["form"]["extraction"]["kind"]["f1"] == pytest.approx(
         student["figures"]["accuracy"]["share"]
     )
+
+
+def test_a_margin_of_nothing_is_evaluated_and_said(tmp_path: Path) -> None:
+    report = in_words(evaluate.evaluate(gold_dataset(tmp_path / "d"), Guesser(3), margin=0.0))
+    assert report.tests[0].rows_needed is None
+    assert any("margin of 0 points (no number of rows" in s for s in report.sentences)
 
 
 def test_costs_stand_beside_quality(tmp_path: Path) -> None:

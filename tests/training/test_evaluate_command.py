@@ -158,6 +158,7 @@ def test_a_judge_that_refuses_leaves_the_evaluation(text_run: Path, tmp_path: Pa
         (("--judge", "m", "--judge-url", "http://j/v1"), "--judge-input-price"),
         (("--judge", "m", "--judge-url", "http://j/v1", "--judge-input-price", "1", "--judge-output-price", "1"), "with --yes"),
         (("--judge", "m", "--judge-url", "http://j/v1", "--judge-input-price", "0", "--judge-output-price", "0", "--judge-labels", "none.jsonl"), "none.jsonl: cannot be read"),
+        (("--judge", "m", "--judge-url", "http://j/v1", "--judge-input-price", "0", "--judge-output-price", "0", "--database", "sqlite:///none.db"), "--database sqlite:///none.db: there is no such file"),
         (("--learned-metric", "nowhere"), "--learned-metric nowhere: no config.json"),
         (("--run", "nowhere"), "nowhere: not a finished run"),
     ],
