@@ -16,7 +16,7 @@ ALLOWED = {
     "training": {
         "training", "router", "monitoring.review", "monitoring.store", "monitoring.intervals",
         "monitoring.encoder", "monitoring.judge", "monitoring.judge_calibration", "monitoring.text_pairs",
-        "serving.registry", "serving.base_model",
+        "monitoring.errors", "serving.registry", "serving.base_model", "serving.errors",
     },
 }  # fmt: skip
 CONTRACTS = {

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import msgspec
 
 from router.answer_spec import AnswerSpec
-from router.compare import parse
 from router.policy import Route
 from router.prompt import last_user_text
 from router.records import Record
@@ -35,6 +34,7 @@ from training.dataset import (
 )
 from training.encode import canonical
 from training.errors import DataError
+from training.form import json_of, misfit
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +106,7 @@ def _file_row(
     path: Path, number: int, line: str, keys: Keys, system: str | None, fixed: Split | None
 ) -> Row:
     place = f"{path}: line {number}"
-    try:
-        data = json.loads(line)
-    except ValueError as why:
-        raise DataError(f"{place}: not JSON: {why}") from why
+    data = json_of(line, place)
     if not isinstance(data, dict):
         raise DataError(f"{place}: allowed: a JSON object, found {data!r:.80}")
     return Row(
@@ -198,8 +195,8 @@ def _keep(rows: Iterable[Row], spec: AnswerSpec, ledger: Ledger) -> dict[str, Ro
             ledger.drop(row, "no answer")
         elif not normalised(row.messages):
             ledger.drop(row, "empty input")
-        elif parse(spec, answer) is None:
-            ledger.drop(row, "answer does not fit the route's answer spec", answer)
+        elif (wrong := misfit(spec, answer)) is not None:
+            ledger.drop(row, "answer does not fit the route's answer spec", wrong)
         elif key in kept:
             old = kept[key]
             better = (row.fixed is not None, row.gold is not None, row.at) >= (
@@ -213,6 +210,18 @@ def _keep(rows: Iterable[Row], spec: AnswerSpec, ledger: Ledger) -> dict[str, Ro
         else:
             kept[key] = row
     return kept
+
+
+def check_gold(rows: Iterable[Row], spec: AnswerSpec) -> None:
+    """Nothing, when the gold answers of these rows fit the spec. A teacher errs, and its row is dropped; gold must not.
+
+    Raises:
+        DataError: the file, the row, the field, its value and what is allowed.
+    """
+    for row in rows:
+        wrong = misfit(spec, row.gold) if row.gold is not None else None
+        if wrong is not None:
+            raise DataError(f"{row.source.removeprefix('file:')}: row {row.id}: gold: {wrong}")
 
 
 def _frozen(path: Path) -> dict[str, Split]:
@@ -270,6 +279,7 @@ def build(
         raise DataError(
             f"route {task!r}: no row is left to train on; dropped: "
             f"{dict(Counter(d.rule for d in ledger.rows)) or 'none, the log has no teacher answer'}"
+            f"{_first(ledger)}"
         )
     digest = digest_of(examples)
     form = route.answer.model_dump(mode="json", by_alias=True)
@@ -292,6 +302,12 @@ def build(
     tests = {p.key: p.split for p in placed if p.split == "test"}
     frozen_file.write_bytes(msgspec.json.encode({**frozen, **tests}))
     return dataset
+
+
+def _first(ledger: Ledger) -> str:
+    """The first row that a rule with a reason took out."""
+    told = next((d for d in ledger.rows if d.detail and d.rule.startswith("answer")), None)
+    return f"; the first: row {told.id}: {told.detail}" if told else ""
 
 
 @dataclass(frozen=True, slots=True)

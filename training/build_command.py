@@ -121,8 +121,10 @@ def build(
         logs = Logs(log or place.traffic, since(since_, now), since(until, now))
         rows = list(logs.rows(route)) if traffic else []
         rows += [row for one in read for row in one.rows]
+        core.check_gold((row for one in read for row in one.rows), chosen.answer)
         reviews = reviews_of(database or place.database_url, route)
         gold = [g for path in gold_file or [] for g in imports.read(path, columns, form=form).rows]
+        core.check_gold(gold, chosen.answer)
         query = {
             "route": route, "since": since_, "until": until, "traffic": traffic,
             "files": [str(p) for p in file or []], "test_files": [str(p) for p in test_file or []],

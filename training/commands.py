@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,10 +17,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from monitoring.errors import MonitoringError
 from router import policy_file
 from router.errors import RouterError
 from router.home import Home
 from router.policy import Policy, Route
+from serving.errors import OperatorError
 from training.errors import ConfigError, DataError, TrainingError
 
 err = Console(stderr=True)
@@ -29,10 +32,14 @@ out = Console()
 @contextlib.contextmanager
 def operator_errors() -> Iterator[None]:
     """What is the operator's or the data's fault ends the command with its message and status 2."""
+    from safetensors import SafetensorError  # of a base model's or an adapter's file that was cut
+
+    faults = (TrainingError, RouterError, MonitoringError, OperatorError, SafetensorError, OSError)
     try:
         yield
-    except (TrainingError, RouterError, OSError) as why:
-        err.print(f"[bold red]error:[/] {why}", highlight=False, soft_wrap=True)
+    except faults as why:
+        # An error may quote a value in brackets, which rich would take for its own.
+        err.print(f"[bold red]error:[/] {escape(str(why))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from why
 
 

@@ -101,10 +101,13 @@ class Dataset:
             raise DataError(
                 f"{info_file}: schema {info.schema} is newer than {SCHEMA}; update graduate"
             )
-        examples = tuple(
-            msgspec.convert({**row, "messages": msgspec.json.decode(row["messages"])}, Example)
-            for row in rows
-        )
+        try:
+            examples = tuple(
+                msgspec.convert({**row, "messages": msgspec.json.decode(row["messages"])}, Example)
+                for row in rows
+            )
+        except (KeyError, TypeError, msgspec.MsgspecError) as why:
+            raise DataError(f"{rows_file}: not examples of a dataset: {why}") from why
         found = digest_of(examples)
         if found != info.digest:
             raise DataError(
@@ -153,6 +156,21 @@ def class_of(completion: str, answer: dict[str, Any]) -> str | None:
     except ValueError:
         return None
     return str(value.get(fields[0])) if isinstance(value, dict) else None
+
+
+def class_names(answer: dict[str, Any]) -> tuple[str, ...]:
+    """The classes that answers may have: labels, or the first compared field's `enum`; () where the spec names none."""
+    if answer.get("kind") == "label":
+        return tuple(answer.get("labels") or ())
+    fields = (answer.get("compare") or {}).get("fields") or ()
+    properties = (answer.get("schema") or {}).get("properties") or {}
+    if (
+        answer.get("kind") != "json"
+        or not fields
+        or not isinstance(properties.get(fields[0]), dict)
+    ):
+        return ()
+    return tuple(str(value) for value in properties[fields[0]].get("enum") or ())
 
 
 def count_classes(examples: Sequence[Example], answer: dict[str, Any]) -> dict[str, dict[str, int]]:

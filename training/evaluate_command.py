@@ -241,15 +241,26 @@ def open_origin(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / "origin.json").read_text())
     except (OSError, ValueError) as why:
         raise DataError(f"{folder}: not a finished run: {why}") from why
-    assert isinstance(found, dict)
-    return found
+    for key in ("dataset", "dataset_digest", "model", "base_model", "base_model_digest"):
+        if not isinstance(found, dict) or not isinstance(found.get(key), str):
+            raise DataError(f"{folder / 'origin.json'}: not what `train fit` wrote: no {key!r}")
+    return dict(found)
 
 
 def target_mix(folder: Path) -> dict[str, float] | None:
-    """The class mix that a run was trained for; None when it declared none."""
-    from training.config import FitConfig
+    """The class mix that a run was trained for; None when it declared none.
 
-    return FitConfig.model_validate_json((folder / "config.json").read_text()).target_mix
+    Raises:
+        DataError: what the run was asked is not there, or no configuration.
+    """
+    from training.errors import DataError
+
+    try:
+        found = json.loads((folder / "config.json").read_text())
+        mix = found.get("target_mix")
+        return None if mix is None else {str(name): float(share) for name, share in mix.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as why:
+        raise DataError(f"{folder / 'config.json'}: not what a run was asked: {why}") from why
 
 
 def prices_of(place: "Home", policy: Path | None, task: str) -> "Prices":

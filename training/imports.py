@@ -28,6 +28,7 @@ from router.prompt import last_user_text
 from training.build import Keys, Row, rows_from_file
 from training.dataset import Split
 from training.errors import ConfigError, DataError
+from training.form import json_of
 from training.import_formats import READERS, Columns, Entry, Facts, Parts, Place, Skip, word
 
 FORMATS = ("graduate", *READERS)
@@ -165,27 +166,20 @@ def _json_entries(path: Path) -> Iterator[tuple[Place, Entry]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except ValueError as why:
-            raise DataError(f"{path}: line {number}: not JSON: {why}") from why
+        value = json_of(line, f"{path}: line {number}")
         yield from _entries(path, value, f"line {number}", number)
 
 
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
 
 def _document(path: Path, text: str) -> Iterator[tuple[Place, Entry]]:
-    try:
-        value = json.loads(text)
-    except ValueError as why:
-        line = getattr(why, "lineno", 1)
-        raise DataError(f"{path}: line {line}: not JSON: {why}") from why
+    value = json_of(text, str(path))
     for number, item in enumerate(value if isinstance(value, list) else [value], 1):
         yield from _entries(path, item, f"entry {number}", number)
 

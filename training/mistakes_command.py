@@ -127,13 +127,22 @@ def _cases(
     if not weights.exists():
         raise DataError(f"{folder}: no adapter in this run")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16] + dataset.info.digest
-    kept = json.loads(file.read_text()) if file.exists() else {}
+    kept = _kept(file)
     if kept.get("of") != digest:
         answers = _ask(folder, dataset, examples, place, quiet)
         kept = {"of": digest, "answers": {e.id: [a.text, a.confidence] for e, a in zip(examples, answers, strict=True)}}  # fmt: skip
         file.write_text(json.dumps(kept))
     found = [Prediction(*kept["answers"][e.id]) for e in examples]
     return core.cases(spec, examples, found)
+
+
+def _kept(file: Path) -> dict[str, Any]:
+    """What an earlier call kept; {} without one, or when it was cut while it wrote."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _ask(

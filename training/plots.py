@@ -1,6 +1,5 @@
 """Pictures of training: the loss curve, confusion, and the hybrid curve. Drawn by matplotlib without a display."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+
+from training import run_log
 
 TEACHER, STUDENT, OTHER = "#b45309", "#1d4ed8", "#6b7280"
 
@@ -30,9 +31,9 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def loss_curve(log: Path, path: Path) -> None:
     """Training loss a step (smoothed) and validation loss an epoch, against rows seen."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    epochs = [line for line in lines if "validation_loss" in line]
+    known = run_log.lines(log)
+    steps = [line for line in known if "loss" in line]
+    epochs = [line for line in known if "validation_loss" in line]
     figure, axes = figure_of(6.4, 3.6)
     smooth: list[float] = []
     for line in steps:

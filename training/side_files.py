@@ -3,13 +3,13 @@
 A line names its row by `id`, `text` or `messages`; what else it says is the reader's.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from training.build import key_of
 from training.errors import DataError
+from training.form import json_of
 
 
 def entries(path: Path) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
@@ -25,10 +25,7 @@ def entries(path: Path) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"{path}: line {number}"
-            try:
-                entry = json.loads(line)
-            except ValueError as why:
-                raise DataError(f"{place}: not JSON: {why}") from why
+            entry = json_of(line, place)
             if not isinstance(entry, dict):
                 raise DataError(f"{place}: {line.strip():.60}: allowed: a JSON object")
             yield place, entry, _keys(place, entry)

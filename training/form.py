@@ -1,0 +1,46 @@
+"""JSON texts of people's files, and what is wrong with an answer under a route's spec, in words. Pure."""
+
+import json
+from typing import Any
+
+from router.answer_spec import AnswerSpec
+from router.compare import parse
+from training.errors import DataError
+
+
+def json_of(text: str, place: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        DataError: it is none, or holds half a character (a lone surrogate), which no file and no server takes.
+    """
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as why:
+        half = why.object[why.start]
+        raise DataError(f"{place}: half a character: {half!r}: allowed: whole ones") from why
+    except (ValueError, RecursionError) as why:
+        line = getattr(why, "lineno", None)
+        inside = "" if line is None or ": " in place else f": line {line}"
+        raise DataError(f"{place}{inside}: not JSON: {why}") from why
+    return value
+
+
+def misfit(spec: AnswerSpec, answer: str) -> str | None:
+    """What is wrong with an answer under the spec: the field, its value and what is allowed; None when nothing is."""
+    value = parse(spec, answer)
+    if value is None:
+        wanted = {
+            "label": ", ".join(spec.labels),
+            "json": "JSON" + "".join(f" with {name!r}" for name in spec.compare.fields),
+        }.get(spec.kind, f"an answer of kind {spec.kind}")
+        return f"{answer!r:.80}: allowed: {wanted}"
+    if spec.kind != "json" or spec.validator is None:
+        return None
+    error = next(iter(spec.validator.iter_errors(value)), None)
+    if error is None:
+        return None
+    field = ".".join(map(str, error.instance_path))
+    return f"{field + ': ' if field else ''}{error.message}"
