@@ -69,7 +69,20 @@ def assignments(config: FitConfig) -> list[str]:
         raise ConfigError(
             f"explanations.file = {str(config.explanations.file)!r}: a file of this machine, so only for --backend local"
         )
-    return [f"{key}={json.dumps(value)}" for key, value in _differing(config, FitConfig())]
+    for stage in config.stages:
+        if stage.dataset is not None:
+            raise ConfigError(
+                f"stages.dataset = {str(stage.dataset)!r}: a folder of this machine, so only for --backend local"
+            )
+    return [
+        f"{key}={json.dumps(value, default=_plain)}"
+        for key, value in _differing(config, FitConfig())
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A stage as the mapping that it is in the run file."""
+    return value.model_dump(mode="json", exclude_defaults=True)
 
 
 def _differing(one: Any, default: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -6,7 +6,7 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -24,6 +24,20 @@ from training.errors import ConfigError
 Shape = TypeVar("Shape", bound=BaseModel)
 
 
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+
+def _without_defaults(
+    model: BaseModel, data: dict[str, Any], keys: Iterable[str]
+) -> dict[str, Any]:
+    """What a run is known by stays as it was before a key came, where the key has its default."""
+    fields = type(model).model_fields
+    return {
+        k: v for k, v in data.items() if k not in keys or getattr(model, k) != fields[k].default
+    }
+
+
 class Lora(BaseModel):
     """The adapter's shape."""
 
@@ -35,10 +49,16 @@ class Lora(BaseModel):
     """LoRA's scale is alpha / rank."""
     top_layers: int | None = Field(default=10, ge=1)
     """Layers, counted from the head, that are trained; the ones below run once. None trains all."""
+    targets: tuple[Target, ...] = Field(default=TARGETS, min_length=1)
+    """Linear modules of a layer that are adapted; all seven unless told otherwise."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, dump(self), ("targets",))
 
 
 class Optimizer(BaseModel):
-    """AdamW with warm-up and cosine decay to zero."""
+    """AdamW with warm-up, then the learning rate's schedule."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,6 +68,29 @@ class Optimizer(BaseModel):
     """Share of all steps with a rising learning rate."""
     max_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after the warm-up; `cosine` and `linear` end at zero."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, dump(self), ("schedule",))
+
+
+class Stage(BaseModel):
+    """One stage of a curriculum: which rows, how often, how fast. The adapter of the stage before goes on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: Path | None = None
+    """Dataset folder of the same route whose training rows this stage sees; None takes the run's."""
+    order: Literal["loss", "length", "noise"] = "loss"
+    """Which rows come first: `loss`, those that the base model finds easiest; `length`, the shortest; `noise`, those on
+    which teacher and gold agree, then by weight."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the rows that the stage sees, the first of that order."""
+    epochs: int = Field(default=1, ge=1, le=100)
+    learning_rate: float | None = Field(default=None, gt=0)
+    """In place of `optimizer.learning_rate`."""
 
 
 class Trl(BaseModel):
@@ -65,12 +108,8 @@ class Trl(BaseModel):
     bitsandbytes (QLoRA, Dettmers et al. 2023), products in bf16; needs a CUDA GPU."""
     checkpointing: bool | None = None
     """Compute activations again instead of keeping them; None does so on a GPU alone."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Learning rate after the warm-up."""
     save_steps: int = Field(default=100, ge=1)
     """Steps between two checkpoints within an epoch; a killed run loses at most so many."""
-    tensorboard: bool = False
-    """Also write TensorBoard events into the run's folder; needs the package tensorboard."""
 
 
 class Preference(BaseModel):
@@ -138,6 +177,10 @@ class FitConfig(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; None leaves torch's choice."""
     explanations: Explanations | None = None
+    stages: tuple[Stage, ...] = ()
+    """A curriculum: stages one after another on one adapter, in place of `epochs` passes over all rows in a fresh order."""
+    tensorboard: bool = False
+    """Also write the curves as TensorBoard events into RUN/tensorboard; needs the package tensorboard."""
     trl: Trl = Trl()
     preference: Preference = Preference()
 
@@ -147,14 +190,18 @@ class FitConfig(BaseModel):
         data: dict[str, Any] = dump(self)
         if self.explanations is None:
             data.pop("explanations", None)
-        if self.choose_by == "loss":
-            data.pop("choose_by", None)
-        if self.max_memory_gib is None:
-            data.pop("max_memory_gib", None)
+        data = _without_defaults(
+            self, data, ("choose_by", "max_memory_gib", "stages", "tensorboard")
+        )
         if self.engine == "label":
             data.pop("trl", None)
             data.pop("preference", None)
         return data
+
+    @property
+    def passes(self) -> float:
+        """Passes over all training rows that are asked for, by stages or without."""
+        return sum(stage.share * stage.epochs for stage in self.stages) or self.epochs
 
     @model_validator(mode="after")
     def _engine_can(self) -> "FitConfig":
@@ -185,7 +232,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """`["lora.rank=8", "epochs=3"]` as nested keys; values are read as YAML.
 
     Raises:
-        ConfigError: an assignment without `=`.
+        ConfigError: an assignment without `=`, with a value that is no YAML, or below a key that has a value.
     """
     nested: dict[str, Any] = {}
     for assignment in assignments:
@@ -196,7 +243,12 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         *path, last = key.split(".")
         for part in path:
             at = at.setdefault(part, {})
-        at[last] = yaml.safe_load(value)
+            if not isinstance(at, dict):
+                raise ConfigError(f"--set {assignment!r}: {part!r} was given a value before it")
+        try:
+            at[last] = yaml.safe_load(value)
+        except yaml.YAMLError as why:
+            raise ConfigError(f"--set {assignment!r}: not a YAML value: {_one_line(why)}") from why
     return nested
 
 
@@ -230,8 +282,10 @@ def load_as(model: type[Shape], file: Path | None, assignments: Iterable[str] = 
     if file is not None:
         try:
             data = yaml.safe_load(file.read_text()) or {}
-        except (OSError, yaml.YAMLError) as why:
-            raise ConfigError(f"{file}: {why}") from why
+        except (OSError, UnicodeDecodeError) as why:
+            raise ConfigError(f"{file}: cannot be read: {why}") from why
+        except yaml.YAMLError as why:
+            raise ConfigError(f"{file}: not YAML: {_one_line(why)}") from why
         if not isinstance(data, dict):
             raise ConfigError(f"{file}: allowed: a mapping of keys")
     try:
@@ -240,6 +294,10 @@ def load_as(model: type[Shape], file: Path | None, assignments: Iterable[str] = 
         raise ConfigError(
             "\n".join(f"{file or '--set'}: {_problem(model, error)}" for error in why.errors())
         ) from why
+
+
+def _one_line(why: yaml.YAMLError) -> str:
+    return " ".join(str(why).split())
 
 
 def _problem(model: type[BaseModel], error: Any) -> str:

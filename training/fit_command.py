@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from serving.base_model import BaseModel
     from training.config import FitConfig
+    from training.curriculum import Curriculum
     from training.dataset import Dataset
     from training.train import Run, RunResult, Tell
     from training.trl_run import TrlRun
@@ -37,16 +38,22 @@ def preflight(
     model: ModelOption = "smollm2",
     config: ConfigOption = None,
     assign: SetOption = None,
+    overfit: Annotated[
+        int,
+        typer.Option(
+            help="Learn so many training rows by heart (32 say) as a check of the set-up.", min=0
+        ),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Show what tokenizer and template make of a dataset, and refuse what cannot be trained. Nothing is trained.
 
-    Example: graduate train preflight --dataset .graduate/datasets/tickets-0a1b…
+    Example: graduate train preflight --dataset .graduate/datasets/tickets-0a1b… --overfit 32
     """
     from router.home import Home
     from training import config as configs
     from training import preflight as core
-    from training.commands import newest, open_base_model, operator_errors
+    from training.commands import newest, open_base_model, operator_errors, progress_bar
     from training.dataset import Dataset
 
     place = Home(home)
@@ -54,7 +61,11 @@ def preflight(
         settings = configs.load(config, assign or ())
         data = Dataset.load(dataset or newest(place.datasets, "*-*", "dataset"))
         base = open_base_model(model, place)
-        report = core.preflight(data, base.model, base.tokenizer, settings)
+        with progress_bar(quiet=as_json) as bar:
+            report = core.preflight(
+                data, base.model, base.tokenizer, settings, overfit_rows=overfit,
+                tell=lambda done, total, loss: bar("rows by heart, passes at most", done, total, loss),
+            )  # fmt: skip
         core.show(report, as_json)
         core.enforce(report)
 
@@ -137,12 +148,14 @@ def fit(
 
             made = _make(folder, settings, data, base, told, preference, start)
             result = made.fit()
+        stages = [str(s.dataset.resolve()) for s in settings.stages if s.dataset is not None]
         origin = {
             "dataset": str(data.path.resolve()), "dataset_digest": data.info.digest,
             "base_model": base.id, "base_model_digest": base.digest, "model": model,
             "precision": precision.trained_in(settings),
             **({"pairs": str(preference.resolve())} if preference else {}),
             **({"start": str(start.resolve())} if start else {}),
+            **({"stage_datasets": stages} if stages else {}),
         }  # fmt: skip
         if made.is_main:
             (folder / "origin.json").write_text(json.dumps(origin, indent=2))
@@ -228,35 +241,39 @@ def _make(
     tell: "Tell",
     preference: Path | None,
     start: Path | None,
-) -> "Run | TrlRun":
-    """The run by the engine that the configuration names.
+) -> "Run | TrlRun | Curriculum":
+    """The run by the engine that the configuration names, or its stages.
 
     Raises:
-        ConfigError: TRL is not installed.
-        DataError: the pairs, or the run to start from, are not there or do not fit.
+        ConfigError: TRL or TensorBoard is not installed, or stages are asked for on pairs.
+        DataError: the pairs, the run to start from, or a stage's dataset are not there or do not fit.
     """
+    from training import preference as preferences
+    from training.curriculum import Curriculum, StageOrder
+    from training.curves import require_tensorboard
+    from training.engines import make_run
     from training.errors import ConfigError, DataError
 
-    if settings.engine == "label":
-        from training.train import Run
-
-        return Run(folder, settings, data, base.model, base.tokenizer, tell)
-    try:
-        from training.trl_run import TrlRun
-    except ModuleNotFoundError as why:
-        raise ConfigError(f"engine = 'trl': {why}; install graduate[trl]") from why
-    from training import preference as preferences
-
+    if settings.tensorboard:
+        require_tensorboard()
+    if settings.stages and preference is not None:
+        raise ConfigError("stages: are of the dataset's rows; --preference takes none")
     adapter = start / "adapter" if start is not None else None
     if adapter is not None and not (adapter / "adapter_config.json").exists():
         raise DataError(f"--start {start}: no adapter in it; allowed: a run folder")
     pairs = preferences.load(preference) if preference is not None else None
     model = base.model
-    if settings.trl.precision == "nf4":
+    if settings.engine == "trl" and settings.trl.precision == "nf4":
         from training.trl_settings import load_four_bit
 
         model = load_four_bit(base.path, settings)
-    return TrlRun(folder, settings, data, model, base.tokenizer, tell, pairs=pairs, start=adapter)
+
+    def make(order: StageOrder) -> "Run | TrlRun":
+        return make_run(order, model, base.tokenizer, pairs=pairs)
+
+    if settings.stages:
+        return Curriculum(folder, settings, data, model, base.tokenizer, make, tell, start=adapter)
+    return make(StageOrder(folder, settings, data, adapter, tell))
 
 
 def _show_result(folder: Path, result: "RunResult", as_json: bool) -> None:

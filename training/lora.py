@@ -6,16 +6,18 @@ Knows model structure (layers under `model.layers`, as in Llama, Qwen and Gemma)
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from training.config import TARGETS, Lora
+from training.errors import DataError
 
 
 def decoder_of(model: Any) -> Any:
@@ -24,11 +26,20 @@ def decoder_of(model: Any) -> Any:
     return plain.model
 
 
-def add_lora(model: Any, *, rank: int, alpha: int, top_layers: int | None, seed: int) -> PeftModel:
+def add_lora(
+    model: Any,
+    *,
+    rank: int,
+    alpha: int,
+    top_layers: int | None,
+    seed: int,
+    targets: Sequence[str] = TARGETS,
+) -> PeftModel:
     """`model` with fresh LoRA weights on its top layers; everything else frozen.
 
     Args:
         top_layers: layers, counted from the head, that are adapted; None adapts all.
+        targets: linear modules of a layer that are adapted.
     """
     torch.manual_seed(seed)
     count = len(decoder_of(model).layers)
@@ -39,13 +50,20 @@ def add_lora(model: Any, *, rank: int, alpha: int, top_layers: int | None, seed:
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
-        target_modules=list(TARGETS),
+        target_modules=list(targets),
         layers_to_transform=list(range(first, count)) if first else None,
     )
     with _quiet():
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def lay_on(model: Any, shape: Lora, seed: int) -> PeftModel:
+    """`model` with fresh LoRA weights of a run file's shape."""
+    return add_lora(
+        model, rank=shape.rank, alpha=shape.alpha, top_layers=shape.top_layers, seed=seed, targets=shape.targets
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -101,9 +119,20 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
 
 
 def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> PeftModel:
-    """`model` with a saved adapter, in evaluation mode; `trainable` gives its weights gradients again."""
-    with _quiet():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable).eval()
+    """`model` with a saved adapter, in evaluation mode; `trainable` gives its weights gradients again.
+
+    Raises:
+        DataError: the folder is no whole adapter, or not one of this base model.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            # PEFT takes a folder without it for the name of a repository, and asks the network.
+            raise DataError(f"{folder}: no {name}: not a whole adapter")
+    try:
+        with _quiet():
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable).eval()
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as why:
+        raise DataError(f"{folder}: not an adapter of this base model: {' '.join(str(why).split()):.300}") from why  # fmt: skip
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,14 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from training import label_engine as engine
-from training import lora, memory, precision, servers
+from training import lora, memory, precision, servers, setup_check
 from training.config import FitConfig
-from training.dataset import Dataset
+from training.dataset import Dataset, DatasetInfo, class_names
 from training.encode import Encoded, encode
 from training.errors import ConfigError, PreflightFailed
 from training.memory import GIB, Estimate
+from training.setup_check import AtStart, Overfit
 
 TIMED_ROWS = 16
+Tell = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,29 @@ class PreflightReport:
     estimated_seconds: float
     memory: Estimate
     """Peak of the fit, part by part."""
+    at_start: AtStart | None
+    """Loss before a step; None when something was refused before it could be measured."""
+    overfit: Overfit | None
+    """A few rows learnt by heart; None unless asked for."""
     refusals: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def preflight(dataset: Dataset, model: Any, tokenizer: Any, config: FitConfig) -> PreflightReport:
-    """Look at every row; time the lower layers on a few of them for the estimate."""
+def preflight(
+    dataset: Dataset,
+    model: Any,
+    tokenizer: Any,
+    config: FitConfig,
+    *,
+    overfit_rows: int = 0,
+    tell: Tell = lambda done, total, loss: None,
+) -> PreflightReport:
+    """Look at every row; time the model on a few of them for the estimate, and take their loss before a step.
+
+    Args:
+        overfit_rows: training rows that are learnt by heart as a check of the whole set-up; 0 leaves it out.
+        tell: hears passes of that check done, passes at most, and the last loss.
+    """
     template, limit = dataset.info.prompt, dataset.info.max_input_chars
     train = [encode(e, tokenizer, template, limit) for e in dataset.of("train")]
     held = [encode(e, tokenizer, template, limit) for e in dataset.of("validation")]
@@ -73,6 +92,14 @@ def preflight(dataset: Dataset, model: Any, tokenizer: Any, config: FitConfig) -
             "without a space, and look at the rows below"
         )
     seconds = 0.0 if refusals else _estimate(model, train, held, config)
+    start = learnt = None
+    if not refusals:
+        start = setup_check.at_start(model, train, config)
+        refusals += start.refusals()
+        warnings += start.warnings()
+    if overfit_rows and not refusals:
+        learnt = setup_check.overfit(model, train[:overfit_rows], config, tell)
+        refusals += learnt.refusals()
     return PreflightReport(
         rows={"train": len(train), "validation": len(held)},
         tokens={
@@ -94,6 +121,8 @@ def preflight(dataset: Dataset, model: Any, tokenizer: Any, config: FitConfig) -
         trainable_parameters=_trainable(model, config),
         estimated_seconds=seconds,
         memory=needed,
+        at_start=start,
+        overfit=learnt,
         refusals=tuple(refusals),
         warnings=tuple(warnings),
     )
@@ -128,19 +157,36 @@ def _judge(
         refusals.append(
             f"a row has {longest} tokens, the model takes {limit}; lower max_input_chars"
         )
-    classes = dataset.info.classes.get("train", {})
-    everywhere = {name for split in dataset.info.classes.values() for name in split}
-    missing = sorted(everywhere - set(classes))
-    if missing:
-        refusals.append(f"no training row of class {', '.join(missing)}, which other splits have")
-    rare = sorted(name for name, count in classes.items() if count < 5)
-    if rare:
-        warnings.append(f"fewer than 5 training rows of class {', '.join(rare)}")
+    answers = {e.completion for e in dataset.of("train")}
+    if len(train) > 1 and len(answers) == 1:
+        refusals.append(f"all {len(train)} training rows have the answer {answers.pop()!r:.80}: there is nothing to tell apart")  # fmt: skip
+    of_classes = _judge_classes(dataset.info)
+    refusals += of_classes[0]
+    warnings += of_classes[1]
     prompts = {row.prompt_ids for row in train}
     if len(train) > 1 and len(prompts) == 1:
         refusals.append(
             "all prompts are the same after the template and its cut: the input does not reach the student"
         )
+    return refusals, warnings
+
+
+def _judge_classes(info: DatasetInfo) -> tuple[list[str], list[str]]:
+    """Refusals and warnings about classes; none where the answers have no classes."""
+    refusals, warnings = list[str](), list[str]()
+    classes = info.classes.get("train", {})
+    everywhere = {name for split in info.classes.values() for name in split}
+    missing = sorted(everywhere - set(classes))
+    if missing:
+        refusals.append(f"no training row of class {', '.join(missing)}, which other splits have")
+    unseen = sorted(set(class_names(info.answer)) - everywhere) if classes else []
+    if unseen:
+        warnings.append(
+            f"no row at all of class {', '.join(unseen)}, which the route's answers may have: the student cannot learn it"
+        )
+    rare = sorted(name for name, count in classes.items() if count < 5)
+    if rare:
+        warnings.append(f"fewer than 5 training rows of class {', '.join(rare)}")
     return refusals, warnings
 
 
@@ -224,7 +270,7 @@ def _trainable(model: Any, config: FitConfig) -> int:
     count = 0
     for layer in list(layers)[-top:]:
         for name, module in layer.named_modules():
-            if name.split(".")[-1] in lora.TARGETS:
+            if name.split(".")[-1] in config.lora.targets:
                 count += config.lora.rank * (module.in_features + module.out_features)
     return count
 
@@ -252,9 +298,9 @@ def _estimate(
         seconds = time.perf_counter() - began
     average = sum(map(len, train)) / len(train)
     each = seconds / sum(map(len, rows)) * average
-    below = len(train) * config.epochs if config.engine == "trl" else len(train)
+    below = len(train) * config.passes if config.engine == "trl" else len(train)
     lower = each * (layers - top) / layers * (below + len(held))
-    upper = each * top / layers * 3 * len(train) * config.epochs
+    upper = each * top / layers * 3 * len(train) * config.passes
     return lower + upper
 
 
@@ -285,6 +331,12 @@ def show(report: PreflightReport, as_json: bool, console: Console | None = None)
     table.add_row("estimated time", f"{report.estimated_seconds:.0f} s")
     table.add_row("estimated memory", report.memory.sentence())
     table.add_row("stop token trained", "yes" if report.ends_with_eos else "no")
+    if report.at_start is not None:
+        told = f"{report.at_start.engine:.3f} nats a token, plain model {report.at_start.plain:.3f}, guessing {report.at_start.uniform:.2f}"
+        table.add_row("loss before a step", told)
+    if report.overfit is not None:
+        by_heart = f"{100 * report.overfit.exact_share:.0f} % of {report.overfit.rows} rows exact after {report.overfit.passes} passes"
+        table.add_row("learnt by heart", by_heart)
     for mask in report.masks:
         table.add_row(
             "loss falls on", f"[dim]…{escape(mask.masked[-60:])}[/] ▶ {escape(mask.trained)}"

@@ -165,7 +165,7 @@ def _material(asked: Asked) -> Material:
 
 
 def teachers_of(origin: dict[str, Any], dataset: Dataset, named: Sequence[str]) -> tuple[str, ...]:
-    """Every teacher of the lineage: of the dataset, and of the runs that this one started from.
+    """Every teacher of the lineage: of the dataset, of its stages' own ones, and of the runs that this one started from.
 
     `terms.NOT_NAMED` is among them where rows out of files may have another teacher, and nobody has named it.
     """
@@ -175,6 +175,8 @@ def teachers_of(origin: dict[str, Any], dataset: Dataset, named: Sequence[str]) 
     is_open = any(e.teacher for e in dataset.examples) and not dataset.info.teachers
     if not named and (is_open or (of_files and of_traffic)):
         found.add(terms.NOT_NAMED)
+    for other in origin.get("stage_datasets", ()):
+        found |= set(teachers_of({}, Dataset.load(Path(other)), named))
     start = origin.get("start")
     if start:
         earlier = open_origin(Path(start))

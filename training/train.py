@@ -10,6 +10,7 @@ The loop's arithmetic is in `label_engine`; here are the run's files, its schedu
 import contextlib
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,10 +23,11 @@ from training import explanations, lora, precision, priors
 from training import label_engine as engine
 from training.average import WeightAverage
 from training.config import FitConfig, epochs_for
+from training.curves import draw
 from training.dataset import Dataset, class_of
 from training.encode import Encoded, encode
+from training.errors import DataError
 from training.explanations import Added
-from training.plots import loss_curve
 from training.priors import Shift
 from training.states import StateCache
 
@@ -103,11 +105,14 @@ def explanations_of(config: FitConfig, dataset: Dataset, tokenizer: Any) -> Adde
     )
 
 
-def _schedule(step: int, warmup: int, total: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
+def _schedule(kind: str, step: int, warmup: int, total: int) -> float:
+    """Linear warm-up, then a cosine or a line to zero, or no change."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[
+        kind
+    ]
 
 
 class Run:
@@ -127,10 +132,12 @@ class Run:
         *,
         states: StateCache | None = None,
         pause_at: float | None = None,
+        start: Path | None = None,
     ) -> None:
         """Make the adapter and its optimiser; nothing is read from the run's folder yet.
 
         Args:
+            start: adapter folder of the same shape to go on from; None starts with a fresh one.
             states: hidden states of earlier runs over the same rows and base model.
             pause_at: `time.monotonic()` from which the run saves itself and raises `RunPaused`.
         """
@@ -148,13 +155,9 @@ class Run:
         self.second_task = explanations_of(config, dataset, tokenizer)
         if self.second_task is not None:
             self.train += self.second_task.rows
-        self.adapted = lora.add_lora(
-            model,
-            rank=config.lora.rank,
-            alpha=config.lora.alpha,
-            top_layers=config.lora.top_layers,
-            seed=config.seed,
-        )
+        self.adapted = lora.lay_on(model, config.lora, config.seed)
+        if start is not None:
+            lora.restore_adapter(self.adapted, start)
         self.trained = [p for p in self.adapted.parameters() if p.requires_grad]
         self.steps_per_epoch = math.ceil(len(self.train) / config.batch_size)
         self.passes = epochs_for(config, len(self.train))
@@ -176,7 +179,7 @@ class Run:
         )
         warmup = max(1, round(chosen.warmup_share * self.steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _schedule(step, warmup, self.steps)
+            optimizer, lambda step: _schedule(chosen.schedule, step, warmup, self.steps)
         )
         return optimizer, schedule
 
@@ -237,7 +240,7 @@ class Run:
                 with self.average.in_place():
                     lora.save_adapter(self.adapted, self.folder / "adapter")
             self._save_resume()
-            loss_curve(self.folder / "log.jsonl", self.folder / "curve.png")
+            draw(self.folder, self.config.tensorboard)
 
     @property
     def best(self) -> EpochResult:
@@ -349,11 +352,18 @@ class Run:
         self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
-        """Go on where an interrupted run with the same configuration was saved: after an epoch, or within one."""
+        """Go on where an interrupted run with the same configuration was saved: after an epoch, or within one.
+
+        Raises:
+            DataError: what was saved is broken.
+        """
         file = self.folder / "resume.pt"
         if not file.exists():
             return
-        state = torch.load(file, weights_only=True)
+        try:
+            state = torch.load(file, weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as why:
+            raise DataError(f"{file}: cannot be read: delete it, and the run starts anew") from why
         if state["config"] != self.config.model_dump_json():
             return
         with torch.no_grad():

@@ -15,9 +15,9 @@ from typing import Any
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training import lora
+from training import lora, run_log
+from training.curves import draw
 from training.label_engine import Validation
-from training.plots import loss_curve
 from training.train import EpochResult, FitEvent, Tell, best_of
 
 
@@ -51,6 +51,7 @@ class Follow(TrainerCallback):
         *,
         patience: int,
         choose_by: str,
+        tensorboard: bool = False,
         tell: Tell,
     ) -> None:
         """Nothing is written yet.
@@ -61,7 +62,7 @@ class Follow(TrainerCallback):
         """
         self.folder, self.adapted, self.pace = folder, adapted, pace
         self.validate, self.tell = validate, tell
-        self.patience, self.choose_by = patience, choose_by
+        self.patience, self.choose_by, self.tensorboard = patience, choose_by, tensorboard
         self.epochs: list[EpochResult] = []
         self._losses: list[float] = []
         self._before = 0.0
@@ -80,7 +81,7 @@ class Follow(TrainerCallback):
 
     def take_up(self, step: int) -> str:
         """Go on after `step`: whole epochs are known again. Returns the log without what lies beyond that step."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()] if step else []
+        lines = run_log.lines(self.log) if step else []
         seen = self.pace.seen(step)
         kept = [line for line in lines if line["rows"] <= seen]
         self.epochs = [
@@ -144,7 +145,7 @@ class Follow(TrainerCallback):
         if state.is_world_process_zero:
             if result is self.best:
                 lora.save_adapter(self.adapted, self.folder / "adapter")
-            loss_curve(self.log, self.folder / "curve.png")
+            draw(self.folder, self.tensorboard)
         if self._out_of_patience():
             control.should_training_stop = True
         self._began = time.perf_counter()

@@ -91,14 +91,7 @@ class TrlRun:
     def _adapter(self, model: Any, start: Path | None) -> PeftModel:
         if start is not None:
             return lora.load_adapter(model, start, trainable=True)
-        chosen = self.config.lora
-        return lora.add_lora(
-            model,
-            rank=chosen.rank,
-            alpha=chosen.alpha,
-            top_layers=chosen.top_layers,
-            seed=self.config.seed,
-        )
+        return lora.lay_on(model, self.config.lora, self.config.seed)
 
     def _weigh(self, target: dict[str, float]) -> None:
         """Weights that turn the dataset's class mix into the one that is aimed at."""
@@ -125,6 +118,7 @@ class TrlRun:
             self._validate,
             patience=self.config.patience,
             choose_by=self.config.choose_by,
+            tensorboard=self.config.tensorboard,
             tell=self.tell,
         )
         trainer = self._trainer(rows)

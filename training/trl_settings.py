@@ -129,7 +129,7 @@ def arguments(
         "gradient_accumulation_steps": accumulation(config, machine, device_batch),
         "learning_rate": learning_rate,
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(
-            config.trl.schedule, config.trl.schedule
+            config.optimizer.schedule, config.optimizer.schedule
         ),
         "warmup_steps": max(1, round(config.optimizer.warmup_share * steps)),
         "weight_decay": config.optimizer.weight_decay,
@@ -148,7 +148,7 @@ def arguments(
         "save_steps": config.trl.save_steps,
         "save_total_limit": 1,
         "eval_strategy": "no",  # validation is ours: the same figures as of the other engine
-        "report_to": ["tensorboard"] if config.trl.tensorboard else "none",
+        "report_to": "none",  # the curves are ours, validation among them
         "disable_tqdm": True,
         "dataloader_pin_memory": machine.has_gpu,
     }
