@@ -11,8 +11,9 @@ import typer
 
 if TYPE_CHECKING:
     from training.experiment_report import ExperimentReport
-    from training.experiments import Experiment
+    from training.experiments import Experiment, Planned
     from training.jobs import Job, QueueState
+    from training.ladder import Climb
 
 
 def experiment_job(
@@ -40,7 +41,7 @@ def experiment_job(
 
 def experiment(
     config: Annotated[
-        Path, typer.Argument(help="The experiment, YAML: name, baseline, vary, sizes.")
+        Path, typer.Argument(help="The experiment, YAML: name, baseline, vary, sizes, ladder.")
     ],
     home: Annotated[Path, typer.Option(help="State folder.")] = Path(".graduate"),
     dataset: Annotated[
@@ -66,7 +67,7 @@ def experiment(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Change one thing at a time and say what is more than noise; fit what more rows would bring.
+    """Change one thing at a time and say what is more than noise; fit what more rows would bring; climb a ladder of models.
 
     A run that differs from the baseline in two things is refused. Runs are measured on validation rows; test sets stay
     unread. A cut experiment goes on where it was.
@@ -82,14 +83,19 @@ def experiment(
         folder = home.resolve() / "experiments" / chosen.name
         if dry_run:
             lines = [
-                {"run": p.name, "change": p.change, "seed": p.seed, "share": p.share}
+                {"run": p.name, "change": p.change, "seed": p.seed, "share": p.share, "model": p.model or chosen.base}
                 for p in planned
-            ]
+            ]  # fmt: skip
             typer.echo(json.dumps(lines) if as_json else "\n".join(p.name for p in planned))
             return
         if not report_only:
             jobs = _jobs(chosen, planned, folder, home, dataset, slice_seconds)
-            _run(jobs, workers, launcher, minutes, as_json)
+            parts = _parts(planned)
+            deadline = None if minutes is None else time.monotonic() + 60 * minutes
+            for rung, part in enumerate(parts):
+                if rung and _climbed(chosen, folder).is_over:
+                    break
+                _run([jobs[p.name] for p in part], workers, launcher, deadline, as_json)
         found, files = _report(chosen, planned, folder, images or folder)
     if as_json:
         typer.echo(json.dumps({**asdict(found), "files": [str(f) for f in files]}))
@@ -98,8 +104,9 @@ def experiment(
 
 
 def _jobs(
-    chosen: "Experiment", planned: "list[Any]", folder: Path, home: Path, dataset: Path | None, slice_seconds: float
-) -> "list[Job]":  # fmt: skip
+    chosen: "Experiment", planned: "list[Planned]", folder: Path, home: Path, dataset: Path | None, slice_seconds: float
+) -> "dict[str, Job]":  # fmt: skip
+    """The job of each run by its name; their files are written."""
     from router.home import Home
     from training.commands import newest
     from training.dataset import Dataset
@@ -111,22 +118,47 @@ def _jobs(
     data = dataset or (Path(chosen.dataset) if chosen.dataset else newest(place.datasets, "*-*", "dataset"))  # fmt: skip
     if not Dataset.load(data).of("validation"):
         raise DataError(f"{data}: no validation rows; an experiment is measured on them")
-    jobs = []
+    jobs = {}
     for one in planned:
+        is_timed = chosen.ladder is not None and (one.model is not None or not one.change)
         spec = job_of(
-            one, dataset=str(data.resolve()), model=chosen.model, models=str(place.models.resolve()),
+            one, dataset=str(data.resolve()), model=one.model or chosen.base, models=str(place.models.resolve()),
             folder=str(folder), slice_seconds=slice_seconds,
+            timed_rows=chosen.ladder.timed_rows if chosen.ladder and is_timed else 0,
         )  # fmt: skip
         spec = spec.model_copy(update={"config": spec.config.model_copy(update={"threads": 1})})
         file = write_job(spec)
         command = (sys.executable, "-m", "graduate", "train", "experiment-job", str(file))
         result = folder / "runs" / one.name / RESULT
-        jobs.append(Job(one.name, command, result, folder / "logs" / f"{one.name}.log"))
+        jobs[one.name] = Job(one.name, command, result, folder / "logs" / f"{one.name}.log")
     return jobs
 
 
+def _parts(planned: "list[Planned]") -> "list[list[Planned]]":
+    """What is run without asking, then each rung of the ladder apart: a rung is run only when the one below held."""
+    rungs: dict[str, list[Planned]] = {}
+    for one in planned:
+        if one.model is not None:
+            rungs.setdefault(one.model, []).append(one)
+    return [[one for one in planned if one.model is None], *rungs.values()]
+
+
+def _climbed(chosen: "Experiment", folder: Path) -> "Climb":
+    """The ladder as far as its runs are done."""
+    from training import ladder
+    from training.experiment_run import read_results
+
+    asked = chosen.ladder
+    assert asked is not None
+    groups = ladder.groups_of(asked.models, chosen.base, chosen.seeds, read_results(folder))
+    return ladder.climb(
+        groups, len(asked.models), worth=asked.worth_points / 100, usd_per_hour=asked.usd_per_hour,
+        climb_all=asked.climb_all,
+    )  # fmt: skip
+
+
 def _run(
-    jobs: "list[Job]", workers: int, launcher: str, minutes: float | None, quiet: bool
+    jobs: "list[Job]", workers: int, launcher: str, deadline: float | None, quiet: bool
 ) -> None:
     """Run the jobs with a bar.
 
@@ -137,9 +169,7 @@ def _run(
     from training.errors import DataError
     from training.jobs import Queue, last_line
 
-    queue = Queue(workers, launcher)
-    if minutes is not None:
-        queue.deadline = time.monotonic() + 60 * minutes
+    queue = Queue(workers, launcher, deadline)
     with progress_bar(quiet) as tell:
 
         def told(state: "QueueState") -> None:
@@ -152,18 +182,26 @@ def _run(
 
 
 def _report(
-    chosen: "Experiment", planned: "list[Any]", folder: Path, images: Path
+    chosen: "Experiment", planned: "list[Planned]", folder: Path, images: Path
 ) -> "tuple[ExperimentReport, list[Path]]":
     """The report and what was written: JSON, the leaderboard as CSV, pictures."""
-    from training import experiment_plots, experiment_report
+    from training import experiment_plots, experiment_report, experiments
     from training.experiment_run import read_results
 
+    climb = _climbed(chosen, folder) if chosen.ladder else None
+    if climb is not None and climb.is_over:  # rungs above the stop are not owed
+        reached = {rung.model for rung in climb.rungs}
+        planned = [p for p in planned if p.model is None or p.model in reached]
     names = {p.name for p in planned}
     runs = [r for r in read_results(folder) if r.name in names]
     sizes = chosen.sizes
+    is_whole = (
+        sizes is not None and 1.0 in sizes.shares and experiments.is_whole_the_baseline(chosen)
+    )
     found = experiment_report.report(
-        chosen.name, runs, len(planned), worth=sizes.worth_points / 100 if sizes else 0.01,
-        usd_per_row=sizes.usd_per_row if sizes else None,
+        chosen.name, runs, len(planned), climb=climb, whole_is_baseline=is_whole,
+        worth=sizes.worth_points / 100 if sizes else 0.01,
+        usd_per_row=sizes.usd_per_row if sizes else None, usd_per_hour=sizes.usd_per_hour if sizes else None,
     )  # fmt: skip
     files = [folder / "report.json", folder / "leaderboard.csv"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,6 +213,9 @@ def _report(
     for ablation in found.ablations:
         files.append(images / f"study-{chosen.name}-rows-{ablation.budget}.png")
         experiment_plots.sizes(ablation, files[-1])
+    if climb is not None and climb.rungs:
+        files.append(images / f"study-{chosen.name}-ladder.png")
+        experiment_plots.ladder(climb, files[-1])
     return found, files
 
 
@@ -197,9 +238,34 @@ def _show(found: "ExperimentReport", files: list[Path], out: Any) -> None:
                 f"{d.gap.p_value:.2g}", f"{d.loss_delta:+.4f}", f"{d.speed:.2f}×", d.word, style=grey,
             )  # fmt: skip
         out.print(table)
+    if found.ladder is not None:
+        _show_ladder(found.ladder, out)
     for sentence in found.sentences:
         out.print(sentence, highlight=False, soft_wrap=True)
     out.print("written: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
+
+
+def _show_ladder(climb: "Climb", out: Any) -> None:
+    from rich.table import Table
+
+    from training.ladder import short
+
+    table = Table(
+        "model", "weights, M", "seeds", "accuracy, %", "over the rung below [95 %]", "trained in, s", "ms an answer p50 / p95",
+        "$ for 1,000", "",
+    )  # fmt: skip
+    for rung in climb.rungs:
+        gain, share = rung.gain, rung.accuracy
+        table.add_row(
+            short(rung.model), f"{rung.parameters / 1e6:.3g}", str(rung.seeds),
+            f"{100 * share.share:.1f} [{100 * share.low:.1f}-{100 * share.high:.1f}]",
+            "" if gain is None else f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]",
+            f"{rung.training_seconds:.0f}",
+            "" if rung.answer_ms is None else f"{rung.answer_ms:.0f} / {rung.answer_ms_p95:.0f}",
+            "" if rung.answers_usd is None else f"{rung.answers_usd:.4f}",
+            "take" if rung.model == climb.take and climb.is_over else "" if rung.holds else "stop",
+        )  # fmt: skip
+    out.print(table)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,10 +1,11 @@
-"""Pictures of an experiment: deltas beside the noise floor, and accuracy against rows with the fitted law."""
+"""Pictures of an experiment: deltas beside the noise floor, accuracy against rows with the fitted law, and the ladder."""
 
 from pathlib import Path
 
 import numpy as np
 
 from training.experiment_report import Ablation, ExperimentReport
+from training.ladder import Climb, short
 from training.plots import OTHER, STUDENT, TEACHER, figure_of, save_figure
 from training.size_law import fit
 
@@ -67,4 +68,30 @@ def sizes(ablation: Ablation, path: Path) -> None:
     steps = [n for n in (1, 2, 3, 5, 7, *range(10, 101, 10)) if low <= n <= high]
     axes.set_yticks(steps, [f"{n}" for n in steps])
     axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def ladder(climb: Climb, path: Path) -> None:
+    """Exact answers against parameters, each seed a dot; the rung to take is filled, what an answer takes stands beside."""
+    figure, axes = figure_of(6.4, 4.0)
+    sizes = [rung.parameters / 1e6 for rung in climb.rungs]
+    axes.plot(sizes, [100 * r.accuracy.share for r in climb.rungs], color=OTHER, lw=1, ls=":")
+    for size, rung in zip(sizes, climb.rungs, strict=True):
+        share = rung.accuracy
+        axes.plot([size] * len(rung.each), [100 * a for a in rung.each], ".", color=OTHER)
+        axes.errorbar(
+            [size], [100 * share.share], yerr=[[100 * (share.share - share.low)], [100 * (share.high - share.share)]],
+            fmt="o", capsize=4, color=STUDENT if rung.holds else OTHER, ms=8,
+            mfc=STUDENT if rung.model == climb.take else "white",
+        )  # fmt: skip
+        told = short(rung.model)
+        if rung.answer_ms is not None:
+            told += f"\n{rung.answer_ms:.3g} ms an answer"
+        axes.annotate(told, (size, 100 * share.high), xytext=(0, 6), textcoords="offset points",
+                      fontsize=8, ha="center")  # fmt: skip
+    axes.set(xscale="log", xlabel="parameters of the base model, millions", ylabel="exact validation answers, %")  # fmt: skip
+    axes.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
+    axes.minorticks_off()
+    axes.margins(x=0.2, y=0.2)
+    axes.set_title(f"take {short(climb.take or '')}" if climb.is_over else "not decided yet")
     save_figure(figure, path)

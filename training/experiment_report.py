@@ -17,6 +17,7 @@ from scipy import stats
 
 from training import size_law
 from training.experiment_run import RunFigures
+from training.ladder import Climb
 from training.metrics import Rate, rate
 from training.study_figures import Gap, seeds_gap
 
@@ -58,6 +59,7 @@ class Ablation:
     points: tuple[SizePoint, ...]
     law: size_law.Law
     usd_for_a_point: float | None
+    """Labels of the rows to add, and one more training on all of them; None when no price or no law is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class ExperimentReport:
     """A difference of two means of that many seeds goes beyond it in 5 % of cases by seeds alone; None with one seed."""
     deltas: tuple[Delta, ...]
     ablations: tuple[Ablation, ...]
+    ladder: Climb | None
     sentences: tuple[str, ...]
 
 
@@ -92,20 +95,26 @@ def report(
     *,
     worth: float = size_law.WORTH,
     usd_per_row: float | None = None,
+    usd_per_hour: float | None = None,
+    whole_is_baseline: bool = False,
+    climb: Climb | None = None,
 ) -> ExperimentReport:
     """Compare each change with the baseline; fit the size law of each budget.
 
     Args:
         worth: gain (a share) from doubling the rows that is worth having.
+        whole_is_baseline: the baseline's runs are the ablations' runs on all rows.
+        climb: the ladder's rungs, judged.
     """
     groups: dict[str, list[RunFigures]] = defaultdict(list)
     for run in runs:
-        if run.budget is None:
+        if run.budget is None and not run.is_rung:
             groups[run.change].append(run)
     base = sorted(groups.pop("", []), key=lambda r: r.seed)
     floor = noise_floor([r.accuracy for r in base], len(base)) if base else None
     deltas = [_delta(change, group, base) for change, group in groups.items()] if base else []
-    ablations = _ablations(runs, worth, usd_per_row)
+    whole = base if whole_is_baseline else []
+    ablations = _ablations(runs, whole, worth, usd_per_row, usd_per_hour)
     ordered = tuple(sorted(deltas, key=lambda d: -d.gap.difference))
     return ExperimentReport(
         name=name,
@@ -117,7 +126,8 @@ def report(
         noise_floor=floor,
         deltas=ordered,
         ablations=ablations,
-        sentences=tuple(_sentences(ordered, floor, ablations)),
+        ladder=climb,
+        sentences=(*_sentences(ordered, floor, ablations), *(climb.sentences if climb else ())),
     )
 
 
@@ -156,8 +166,23 @@ def _delta(change: str, group: Sequence[RunFigures], base: Sequence[RunFigures])
     )
 
 
+def _next_point(
+    points: Sequence[SizePoint], law: size_law.Law, seconds: float, usd_per_row: float | None, usd_per_hour: float | None
+) -> float | None:  # fmt: skip
+    """Dollars of one point more: the labels, and training once on the larger set, whose time grows with its rows."""
+    if law.rows_for_a_point is None or (usd_per_row is None and usd_per_hour is None):
+        return None
+    rows = points[-1].rows
+    training = seconds * (rows + law.rows_for_a_point) / rows / 3600
+    return (usd_per_row or 0) * law.rows_for_a_point + (usd_per_hour or 0) * training
+
+
 def _ablations(
-    runs: Sequence[RunFigures], worth: float, usd_per_row: float | None
+    runs: Sequence[RunFigures],
+    whole: Sequence[RunFigures],
+    worth: float,
+    usd_per_row: float | None,
+    usd_per_hour: float | None,
 ) -> tuple[Ablation, ...]:
     made = []
     for budget in dict.fromkeys(run.budget for run in runs if run.budget):
@@ -165,14 +190,15 @@ def _ablations(
         for run in runs:
             if run.budget == budget:
                 sizes[run.share].append(run)
+        if whole:
+            sizes.setdefault(1.0, list(whole))
         points = tuple(
             SizePoint(part[0].rows, share, tuple(r.accuracy for r in part))
             for share, part in sorted(sizes.items())
         )
         found = size_law.law({p.rows: [1 - a for a in p.accuracies] for p in points}, worth=worth)
-        cost = None
-        if usd_per_row is not None and found.rows_for_a_point is not None:
-            cost = usd_per_row * found.rows_for_a_point
+        seconds = statistics.fmean(run.seconds for run in sizes[max(sizes)])
+        cost = _next_point(points, found, seconds, usd_per_row, usd_per_hour)
         made.append(Ablation(budget, points, found, cost))
     return tuple(made)
 
@@ -191,10 +217,16 @@ def _sentences(
         )
     for ablation in ablations:
         said.append(f"Rows (equal {ablation.budget}): {ablation.law.decision}")
+        far = ablation.law.at_five_times
+        if far is not None:
+            said.append(
+                f"Rows (equal {ablation.budget}): at five times the rows {100 * (1 - far.value):.1f} % would be right "
+                f"[{100 * (1 - far.high):.1f}, {100 * (1 - far.low):.1f}]."
+            )
         if ablation.usd_for_a_point is not None:
             said.append(
                 f"Rows (equal {ablation.budget}): one more point needs some {ablation.law.rows_for_a_point:,.0f} rows, "
-                f"{ablation.usd_for_a_point:,.2f} USD of labels."
+                f"{ablation.usd_for_a_point:,.2f} USD of labels and training."
             )
     return said
 
@@ -210,12 +242,13 @@ def to_csv(runs: Sequence[RunFigures]) -> str:
     out = csv.writer(text, lineterminator="\n")
     out.writerow(
         ["run", "change", "seed", "rows", "budget", "accuracy", "validation_loss", "best_epoch", "epochs", "seconds",
-         "rows_per_second", "trained_parameters"]
+         "rows_per_second", "trained_parameters", "model", "parameters", "answer_ms"]
     )  # fmt: skip
     for run in leaderboard(runs):
         out.writerow(
             [run.name, run.change or BASELINE, run.seed, run.rows, run.budget or "", f"{run.accuracy:.5f}",
              f"{run.validation_loss:.5f}", run.best_epoch, run.epochs, f"{run.seconds:.1f}", f"{run.rows_per_second:.2f}",
-             run.trained_parameters]
+             run.trained_parameters, run.model, run.parameters or "",
+             "" if run.answer_ms is None else f"{run.answer_ms:.1f}"]
         )  # fmt: skip
     return text.getvalue()

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from training import label_engine as engine
 from training.config import FitConfig
+from training.curriculum import Curriculum, StageOrder
 from training.dataset import Dataset, DatasetInfo
+from training.engines import make_run
 from training.experiments import Planned, nested_rows
+from training.predict import ModelPredictor
 from training.states import StateCache
-from training.train import Run
+from training.train import Run, RunResult
 
 RESULT = "result.json"
 
@@ -36,6 +40,9 @@ class ExperimentJob(BaseModel):
     folder: str
     """The experiment's folder."""
     slice_seconds: float
+    is_rung: bool = False
+    timed_rows: int = 0
+    """Validation rows that are answered one at a time, for the latency."""
 
 
 class RunFigures(msgspec.Struct, frozen=True):
@@ -57,6 +64,16 @@ class RunFigures(msgspec.Struct, frozen=True):
     seconds: float
     rows_per_second: float
     trained_parameters: int
+    model: str = ""
+    is_rung: bool = False
+    """A run of the ladder, on another base model than the baseline's."""
+    parameters: int = 0
+    """Of the base model."""
+    train_loss: float | None = None
+    """Of the best epoch."""
+    answer_ms: float | None = None
+    """Median of the timed rows; None when none were."""
+    answer_ms_p95: float | None = None
 
 
 def part_of(dataset: Dataset, share: float, seed: int) -> Dataset:
@@ -83,24 +100,24 @@ def run_job(job: ExperimentJob, base: Any, pause_at: float) -> RunFigures:
     layers = len(lora.decoder_of(base.model).layers)
     first = max(0, layers - (job.config.lora.top_layers or layers))
     cache = StateCache(Path(job.folder) / "states" / f"{base.digest}-{first}")
-    run = Run(
-        folder, job.config, dataset, base.model, base.tokenizer, states=cache, pause_at=pause_at
-    )
     began = time.perf_counter()
-    result = run.fit()
+    run, result = _fitted(folder, job.config, dataset, base, cache, pause_at)
     lora.restore_adapter(run.adapted, folder / "adapter")
     with run.products():
         states = run.cache("validation rows", run.validation)
         held = engine.validate(
             run.adapted, run.validation, states, job.config.batch_size * 2, run.shift
         )
-    seconds = sum(e.seconds for e in run.epochs)
+        median, tail = answer_times(run, dataset, base.tokenizer, job.timed_rows)
+    seconds = sum(e.seconds for e in result.epochs)
     found = RunFigures(
         name=job.name, group=job.name.rpartition("-s")[0], change=job.change, seed=job.seed, share=job.share,
         budget=job.budget, rows=len(run.train), accuracy=held.exact_share, validation_loss=held.loss,
-        right=dict(zip((r.id for r in run.validation), held.exact, strict=True)), epochs=len(run.epochs),
+        right=dict(zip((r.id for r in run.validation), held.exact, strict=True)), epochs=len(result.epochs),
         best_epoch=result.best, seconds=seconds or time.perf_counter() - began,
-        rows_per_second=result.rows_per_second, trained_parameters=result.trained_parameters,
+        rows_per_second=result.rows_per_second, trained_parameters=result.trained_parameters, model=job.model,
+        is_rung=job.is_rung, parameters=sum(p.numel() for p in base.model.parameters()) - result.trained_parameters,
+        train_loss=result.epochs[result.best - 1].train_loss, answer_ms=median, answer_ms_p95=tail,
     )  # fmt: skip
     partial = folder / f"{RESULT}.partial"
     partial.write_bytes(msgspec.json.encode(found))
@@ -108,11 +125,52 @@ def run_job(job: ExperimentJob, base: Any, pause_at: float) -> RunFigures:
     return found
 
 
+def answer_times(
+    run: Run, dataset: Dataset, tokenizer: Any, rows: int
+) -> tuple[float | None, float | None]:
+    """Median and 95th percentile of one greedy answer, ms, one at a time after one that is not counted."""
+    chosen = dataset.of("validation")[:rows]
+    if not chosen:
+        return None, None
+    longest = max(len(row.completion_ids) for row in run.validation)
+    student = ModelPredictor(
+        "student", run.adapted.eval(), tokenizer, dataset.info.prompt, dataset.info.max_input_chars,
+        max_new_tokens=longest + 8, batch_size=1,
+    )  # fmt: skip
+    student.predict(chosen[:1])
+    times = [1000 * answer.latency_seconds for answer in student.predict(chosen)]
+    return float(np.median(times)), float(np.quantile(times, 0.95))
+
+
+def _fitted(
+    folder: Path, config: FitConfig, dataset: Dataset, base: Any, cache: StateCache, pause_at: float
+) -> tuple[Run, RunResult]:
+    """The finished run's result, and a run to measure its adapter in: its own, or one that is never trained."""
+
+    def make(order: StageOrder) -> Any:
+        return make_run(order, base.model, base.tokenizer, states=cache, pause_at=pause_at)
+
+    whole = StageOrder(folder, config, dataset, None, lambda event: None)
+    if config.stages:
+        result = Curriculum(folder, config, dataset, base.model, base.tokenizer, make).fit()
+    else:
+        run = make(whole)
+        result = run.fit()
+        if isinstance(run, Run):
+            return run, result
+        run.adapted.unload()
+    measured = make(
+        replace(whole, config=config.model_copy(update={"stages": (), "engine": "label"}))
+    )
+    assert isinstance(measured, Run)
+    return measured, result
+
+
 def job_of(planned: Planned, **where: Any) -> ExperimentJob:
     """A planned run with the paths that its process needs."""
     return ExperimentJob(
         name=planned.name, change=planned.change, config=planned.config, seed=planned.seed, share=planned.share,
-        budget=planned.budget, **where,
+        budget=planned.budget, is_rung=planned.model is not None, **where,
     )  # fmt: skip
 
 

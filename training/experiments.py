@@ -1,4 +1,4 @@
-"""An experiment: one baseline and runs that each differ from it in one thing, and the sizes of an ablation.
+"""An experiment: one baseline and runs that each differ from it in one thing, the sizes of an ablation, a ladder of models.
 
 Decides which runs there are. It refuses a run that differs in two things: its effect could be either's. What a run gives
 is measured on validation rows only; test sets stay unread.
@@ -18,6 +18,8 @@ from training.errors import ConfigError
 
 Budget = Literal["epochs", "steps"]
 NOT_A_CHANGE = ("seed", "threads")
+LEAST_SEEDS = 3
+"""Seeds of each size of an ablation at least: a law's intervals need them."""
 
 
 class Sizes(BaseModel):
@@ -33,6 +35,25 @@ class Sizes(BaseModel):
     """Points of accuracy that doubling the rows must bring to be worth it."""
     usd_per_row: float | None = Field(default=None, ge=0)
     """What labelling one more row costs."""
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """What the machine costs that trains, for the same run on more rows."""
+
+
+class Ladder(BaseModel):
+    """Base models of growing size under the baseline's configuration, data and seeds; `training/ladder.py` has the stop rule."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: tuple[str, ...] = Field(min_length=2)
+    """Folders, GGUF files or hub ids, the smallest first."""
+    worth_points: float = Field(default=0.0, ge=0)
+    """Points of accuracy that a larger model must bring, beside being beyond noise."""
+    timed_rows: int = Field(default=16, ge=0)
+    """Validation rows that are answered one at a time, for the latency."""
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """What this machine costs, for dollars beside the figures."""
+    climb_all: bool = False
+    """Run every rung, also above the one at which the rule stops."""
 
 
 class Experiment(BaseModel):
@@ -45,6 +66,7 @@ class Experiment(BaseModel):
     dataset: str | None = None
     """Dataset folder; default: the newest in the home."""
     model: str = "smollm2"
+    """Base model of all runs but the ladder's; where it is not given, a ladder's lowest rung."""
     seeds: int = Field(default=3, ge=1, le=50)
     """Seeds a run; the baseline's give the noise floor."""
     baseline: dict[str, Any] = {}
@@ -55,6 +77,15 @@ class Experiment(BaseModel):
     """Whole runs, written out as keys that are laid over the baseline; one that differs in two is refused."""
     sizes: Sizes | None = None
     """Also run the data-size ablation."""
+    ladder: Ladder | None = None
+    """Also climb a ladder of base models."""
+
+    @property
+    def base(self) -> str:
+        """The base model of the baseline."""
+        if self.ladder is not None and "model" not in self.model_fields_set:
+            return self.ladder.models[0]
+        return self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +100,8 @@ class Planned:
     share: float = 1.0
     budget: Budget | None = None
     """Set for runs of the ablation."""
+    model: str | None = None
+    """Set for runs of the ladder; None is the experiment's."""
 
     @property
     def group(self) -> str:
@@ -86,20 +119,27 @@ def load(file: Path, assignments: Sequence[str] = ()) -> Experiment:
     for share in found.sizes.shares if found.sizes else ():
         if not 0 < share <= 1:
             raise ConfigError(f"{file}: sizes.shares = {share!r}: allowed: above 0, at most 1")
+    models = found.ladder.models if found.ladder else ()
+    for model in models:
+        if models.count(model) > 1:
+            raise ConfigError(
+                f"{file}: ladder.models: {model!r} is there twice: allowed: once each"
+            )
     return found
 
 
 def flat(config: FitConfig) -> dict[str, Any]:
-    """Every key of a run file with its value: `lora.rank` → 16."""
+    """Every key of a run file with its value: `lora.rank` → 16; `explanations`, which may be None, is one key."""
 
-    def walk(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, inner in value.items():
-            if isinstance(inner, dict) and name != "target_mix":
-                yield from walk(inner, f"{prefix}{name}.")
+    def walk(model: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
+        for name in type(model).model_fields:
+            value = getattr(model, name)
+            if isinstance(value, BaseModel) and name != "explanations":
+                yield from walk(value, f"{prefix}{name}.")
             else:
-                yield prefix + name, inner
+                yield prefix + name, value
 
-    return dict(walk(config.model_dump(mode="json"), ""))
+    return dict(walk(config, ""))
 
 
 def differences(one: FitConfig, other: FitConfig) -> dict[str, Any]:
@@ -162,7 +202,8 @@ def plan(experiment: Experiment, file: str = "experiment") -> list[Planned]:
         for change, config in chosen.items()
         for seed in range(experiment.seeds)
     ]
-    return planned + (_sizes(experiment, base) if experiment.sizes else [])
+    planned += _sizes(experiment, base) if experiment.sizes else []
+    return planned + _rungs(experiment, base)
 
 
 def _named(change: str, seed: int) -> str:
@@ -172,18 +213,39 @@ def _named(change: str, seed: int) -> str:
     return f"{text}-s{seed}"
 
 
+def is_whole_the_baseline(experiment: Experiment) -> bool:
+    """Whether the ablation's runs on all rows would be the baseline's over again, so that those stand for them."""
+    base = FitConfig.model_validate(_nested(experiment.baseline))
+    return experiment.seeds >= LEAST_SEEDS and base.patience + 2 >= base.epochs
+
+
 def _sizes(experiment: Experiment, base: FitConfig) -> list[Planned]:
     assert experiment.sizes is not None
     made = []
     for budget in experiment.sizes.budgets:
         for share in experiment.sizes.shares:
+            if share == 1 and is_whole_the_baseline(experiment):
+                continue
             epochs = base.epochs if budget == "epochs" else min(100, round(base.epochs / share))
-            for seed in range(max(3, experiment.seeds)):
+            for seed in range(max(LEAST_SEEDS, experiment.seeds)):
                 config = base.model_copy(
                     update={"seed": seed, "epochs": epochs, "patience": max(base.patience, epochs)}
                 )
                 name = f"rows-{100 * share:g}-{budget}-s{seed}"
                 made.append(Planned(name, f"rows {100 * share:g} %", config, seed, share, budget))
+    return made
+
+
+def _rungs(experiment: Experiment, base: FitConfig) -> list[Planned]:
+    """The ladder's runs, rung by rung; the rung that is the baseline's own model has its runs already."""
+    made = []
+    for model in experiment.ladder.models if experiment.ladder else ():
+        if model == experiment.base:
+            continue
+        change = f"model = {model}"
+        for seed in range(experiment.seeds):
+            config = base.model_copy(update={"seed": seed})
+            made.append(Planned(_named(change, seed), change, config, seed, model=model))
     return made
 
 

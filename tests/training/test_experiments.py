@@ -80,6 +80,20 @@ def test_sizes_are_nested_and_have_three_seeds_at_least() -> None:
     assert epochs["steps", 0.25] == 8, "as many steps as on all rows"
 
 
+def test_all_rows_are_the_baselines_runs_where_these_are_the_same() -> None:
+    sizes = {"shares": [0.5, 1.0]}
+    planned = experiments.plan(made(sizes=sizes, seeds=3))
+    assert {p.share for p in planned if p.budget} == {0.5}, "two passes are never out of patience"
+    patient = experiments.plan(made(sizes=sizes, seeds=3, baseline={**BASE, "epochs": 9}))
+    assert {p.share for p in patient if p.budget} == {0.5, 1.0}, "a size is given all its passes"
+    right = np.arange(100) < 60
+    runs = [figures("", seed, right) for seed in range(3)]
+    runs += [figures("rows 50 %", s, right[::-1], share=0.5, rows=50, budget="epochs") for s in range(3)]  # fmt: skip
+    found = experiment_report.report("x", runs, 6, whole_is_baseline=True).ablations[0]
+    assert [(p.rows, len(p.accuracies)) for p in found.points] == [(50, 3), (100, 3)]
+    assert len(experiment_report.report("x", runs, 6).ablations[0].points) == 1
+
+
 def test_a_share_out_of_range_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "e.yaml"
     file.write_text("name: x\nsizes: {shares: [0.5, 2]}\n")
@@ -152,6 +166,29 @@ def test_the_law_of_a_clean_curve_is_found_and_predicts_twice_the_rows() -> None
     assert found.rows_for_a_point == pytest.approx(wanted, rel=0.25)
 
 
+def test_the_next_point_costs_labels_and_one_more_training() -> None:
+    true = (0.05, 2.0, 0.5)
+    runs = [
+        figures(f"rows {n}", seed, np.arange(1000) >= 1000 * error, share=n / 1000, rows=n, budget="epochs", seconds=3.6 * n)
+        for n, errors in curve_runs(true, 0.001).items()
+        for seed, error in enumerate(errors)
+    ]  # fmt: skip
+
+    def cost(**prices: float) -> float:
+        found = experiment_report.report("x", runs, len(runs), **prices).ablations[0]
+        assert found.law.rows_for_a_point is not None
+        assert found.usd_for_a_point is not None
+        return found.usd_for_a_point
+
+    law = experiment_report.report("x", runs, len(runs)).ablations[0]
+    assert law.usd_for_a_point is None
+    more = law.law.rows_for_a_point
+    assert more is not None
+    assert cost(usd_per_row=0.5) == pytest.approx(0.5 * more)
+    assert cost(usd_per_hour=2.0) == pytest.approx(2.0 * (1000 + more) / 1000)
+    assert cost(usd_per_row=0.5, usd_per_hour=2.0) == pytest.approx(0.5 * more + 2.0 * (1000 + more) / 1000)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("runs", "why"),
     [
@@ -219,6 +256,31 @@ def test_an_experiment_from_jobs_to_report(
     assert (tmp_path / "d.png").stat().st_size > 1000
     table = list(csv.DictReader(experiment_report.to_csv(runs).splitlines()))
     assert [float(r["accuracy"]) for r in table] == sorted((round(r.accuracy, 5) for r in runs), reverse=True)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"engine": "trl"}, id="engine trl"),
+        pytest.param({"stages": [{"share": 0.5}, {"epochs": 1}]}, id="stages"),
+    ],
+)
+def test_a_run_is_measured_as_it_was_trained(
+    change: dict[str, Any], dataset: Dataset, base: BaseModel, base_folder: Path, tmp_path: Path
+) -> None:
+    (planned,) = experiments.plan(made(baseline={**BASE, **change}, seeds=1))
+    job = experiment_run.job_of(
+        planned, dataset=str(dataset.path), model=str(base_folder), models=str(tmp_path), folder=str(tmp_path / "e"),
+        slice_seconds=60.0, timed_rows=2,
+    )  # fmt: skip
+    found = experiment_run.run_job(job, base, math.inf)
+    told = json.loads((tmp_path / "e" / "runs" / planned.name / "run.json").read_text())
+    best = told["epochs"][told["best"] - 1]
+    assert found.epochs == len(told["epochs"]) == 2
+    assert found.validation_loss == pytest.approx(best["validation_loss"], rel=1e-3)
+    assert found.accuracy == best["exact_share"]
+    assert found.answer_ms is not None
 
 
 def test_the_command_lists_its_runs_and_refuses_two_changes(tmp_path: Path) -> None:
