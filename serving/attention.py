@@ -1,9 +1,11 @@
 """Attention of a step: each row's new tokens over its own cache. What is the same for all layers is worked out once a step.
 
-Rows with one new token are attended together, prompts one by one. Knows no weights and no adapter.
+Rows with one new token are attended together. So are prompts of about one length: two products over all of their heads take half
+the time of torch's own attention prompt by prompt. Long prompts go by themselves, through torch's, which never holds all of
+their weights at once. Knows no weights of the model and no adapter.
 
-Shapes: n new tokens of all rows, h heads, g key/value heads, e head width, b rows with one new token, r rows of the cache up to
-the last of them, t cached tokens.
+Shapes: n new tokens of all rows, h heads, g key/value heads, e head width, b rows attended together, r rows of the cache up to the
+last of them, m new tokens of the longest of them, t cached tokens.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,10 @@ from serving.cache import KeyValueCache
 
 _WIDTH = 16
 """fp32 numbers of the widest registers."""
+_MOST_WEIGHTS = 1 << 20
+"""Attention weights that prompts attended together may have, over all heads: they should stay in the processor's own cache."""
+_MOST_PADDED = 1.25
+"""Times their own tokens that prompts attended together may come to, the shorter ones filled up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +34,41 @@ class Slot:
     cached: int
 
     @property
+    def num_new(self) -> int:
+        """New tokens."""
+        return self.stop - self.start
+
+    @property
     def is_single(self) -> bool:
         """Whether it is one token after others: no prompt to speak of."""
-        return self.stop - self.start == 1 and self.cached > 0
+        return self.num_new == 1 and self.cached > 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompt:
+class _Long:
+    """A prompt by itself."""
+
     slot: Slot
     num_seen: int
     """Tokens of its cache row that are read: its own, and others behind them that nobody sees."""
     mask: torch.Tensor | None
     """[new, num_seen] minus infinity where a token does not see; None is the plain causal one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """Prompts attended together, in the order of their cache rows; the shorter ones are filled up by their last token."""
+
+    rows: torch.Tensor | slice
+    """Their rows in the cache, a slice where they lie side by side."""
+    num_rows: int
+    flat: torch.Tensor
+    """[b * m] each one's token in the flat batch."""
+    own: torch.Tensor | None
+    """[sum of new tokens] which of these are tokens of their own; None when all are."""
+    num_seen: int
+    mask: torch.Tensor
+    """[1 or b * g, h / g * m, num_seen] minus infinity where a token does not see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +83,33 @@ class _Singles:
     num_rows: int
     longest: int
     bias: torch.Tensor
-    """[r, 1, 1, longest] minus infinity where a row has no token."""
+    """[r * g, 1, longest] minus infinity where a row has no token."""
 
 
 class Attention:
     """One step's attention over a cache that has room for its new tokens."""
 
-    def __init__(self, slots: Sequence[Slot], cache: KeyValueCache) -> None:
-        self.places = torch.cat(
-            [
-                torch.arange(cache.place(s.row, s.cached), cache.place(s.row, s.cached) + s.stop - s.start)
-                for s in slots
-            ]
-        )  # fmt: skip
-        """[n] where each new token goes in a layer whose rows and tokens are one dimension."""
+    def __init__(self, slots: Sequence[Slot], cache: KeyValueCache, num_heads: int) -> None:
+        """`num_heads` is h; g is the cache's."""
+        num_kv_heads = int(cache.layer(0).shape[2])
+        self._places = (
+            torch.cat([torch.full((s.num_new,), s.row) for s in slots]),
+            torch.cat([torch.arange(s.cached, s.cached + s.num_new) for s in slots]),
+        )
         self._num_tokens = slots[-1].stop
-        self._prompts = [_prompt(s, cache.num_tokens) for s in slots if not s.is_single]
+        self._long: list[_Long] = []
+        self._prompts: list[_Prompts] = []
+        for group in _groups([s for s in slots if not s.is_single], num_heads):
+            if _num_weights(group, num_heads) > _MOST_WEIGHTS:
+                self._long += [_long(s, cache.num_tokens) for s in group]
+            else:
+                self._prompts.append(_prompts(group, cache.num_tokens, num_heads, num_kv_heads))
         singles = sorted((s for s in slots if s.is_single), key=lambda s: s.row)
-        self._singles = _together(singles, self._num_tokens, cache.num_tokens) if singles else None
+        self._singles = (
+            _together(singles, self._num_tokens, cache.num_tokens, num_kv_heads)
+            if singles
+            else None
+        )
 
     def __call__(
         self, q: torch.Tensor, key_values: torch.Tensor, layer: torch.Tensor
@@ -81,19 +119,21 @@ class Attention:
         Args:
             q: [n, h, e], rotated.
             key_values: [n, 2, g, e], keys rotated.
-            layer: the cache's, [rows, tokens, 2, g, e].
+            layer: the cache's, [2, rows, g, tokens, e].
 
         Returns:
             [n, h * e].
         """
-        layer.view(-1, *layer.shape[2:]).index_copy_(0, self.places, key_values)
-        if not self._prompts:
+        layer.permute(1, 3, 0, 2, 4).index_put_(self._places, key_values)
+        if not self._prompts and not self._long:
             assert self._singles is not None
             out = _attend_singles(self._singles, q, layer)
             return out if self._singles.flat is None else _scattered(out, self._singles.flat)
         mixed = q.new_empty(self._num_tokens, q.shape[1] * q.shape[2])
-        for prompt in self._prompts:
-            _attend_prompt(prompt, q, layer, mixed)
+        for prompts in self._prompts:
+            _attend_prompts(prompts, q, layer, mixed)
+        for long in self._long:
+            _attend_long(long, q, layer, mixed)
         if self._singles is not None:
             assert self._singles.flat is not None
             mixed.index_copy_(0, self._singles.flat, _attend_singles(self._singles, q, layer))
@@ -109,17 +149,70 @@ def _rounded(tokens: int, room: int) -> int:
     return min(room, -(-tokens // _WIDTH) * _WIDTH)
 
 
-def _prompt(slot: Slot, room: int) -> _Prompt:
-    own = slot.cached + slot.stop - slot.start
+def _num_weights(group: Sequence[Slot], num_heads: int) -> int:
+    """Attention weights of prompts that are attended together."""
+    new, seen = max(s.num_new for s in group), max(s.cached + s.num_new for s in group)
+    return len(group) * num_heads * new * seen
+
+
+def _groups(slots: Sequence[Slot], num_heads: int) -> list[list[Slot]]:
+    """Prompts to be attended together, longest first."""
+    groups: list[list[Slot]] = []
+    for slot in sorted(slots, key=lambda s: -s.num_new):
+        if groups:
+            wider = [*groups[-1], slot]
+            padded = len(wider) * wider[0].num_new
+            if (
+                padded <= _MOST_PADDED * sum(s.num_new for s in wider)
+                and _num_weights(wider, num_heads) <= _MOST_WEIGHTS
+            ):
+                groups[-1] = wider
+                continue
+        groups.append([slot])
+    return groups
+
+
+def _long(slot: Slot, room: int) -> _Long:
+    own = slot.cached + slot.num_new
     if not slot.cached:
-        return _Prompt(slot, own, None)
+        return _Long(slot, own, None)
     seen = _rounded(own, room)
-    return _Prompt(
+    return _Long(
         slot, seen, torch.full((own - slot.cached, seen), float("-inf")).triu(slot.cached + 1)
     )
 
 
-def _together(singles: Sequence[Slot], num_tokens: int, room: int) -> _Singles:
+def _prompts(group: Sequence[Slot], room: int, num_heads: int, num_kv_heads: int) -> _Prompts:
+    group = sorted(group, key=lambda s: s.row)
+    new = torch.tensor([s.num_new for s in group])
+    most = int(new.max())
+    steps = torch.arange(most)
+    filled = torch.minimum(steps[None], new[:, None] - 1)  # [b, m] a filling sees what the last token sees
+    starts, cached = (torch.tensor([getattr(s, key) for s in group]) for key in ("start", "cached"))
+    is_own = (steps[None] < new[:, None]).flatten()
+    seen = _rounded(max(s.cached + s.num_new for s in group), room)
+    last_seen = cached[:, None] + filled
+    if bool((last_seen == last_seen[:1]).all()):
+        last_seen = last_seen[:1]
+    mask = torch.zeros(len(last_seen), most, seen)
+    mask.masked_fill_(torch.arange(seen) > last_seen[:, :, None], float("-inf"))
+    each = num_heads // num_kv_heads
+    mask = mask.repeat(1, each, 1)
+    first = group[0].row
+    is_run = [s.row for s in group] == list(range(first, first + len(group)))
+    return _Prompts(
+        rows=slice(first, first + len(group)) if is_run else torch.tensor([s.row for s in group]),
+        num_rows=len(group),
+        flat=(starts[:, None] + filled).flatten(),
+        own=None if bool(is_own.all()) else is_own.nonzero()[:, 0],
+        num_seen=seen,
+        mask=mask if len(mask) == 1 else mask.repeat_interleave(num_kv_heads, dim=0),
+    )
+
+
+def _together(
+    singles: Sequence[Slot], num_tokens: int, room: int, num_kv_heads: int
+) -> _Singles:
     rows, flat = [s.row for s in singles], [s.start for s in singles]
     num_rows = rows[-1] + 1
     # A prompt's row among them sees its first token, so that its softmax is over something.
@@ -133,38 +226,58 @@ def _together(singles: Sequence[Slot], num_tokens: int, room: int) -> _Singles:
         rows=None if len(rows) == num_rows else torch.tensor(rows),
         num_rows=num_rows,
         longest=longest,
-        bias=bias[:, None, None],
+        bias=bias.repeat_interleave(num_kv_heads, dim=0)[:, None],
     )
 
 
-def _attend_prompt(
-    prompt: _Prompt, q: torch.Tensor, layer: torch.Tensor, mixed: torch.Tensor
-) -> None:
+def _weighted(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Softmax of `q` [x, y, e] over `keys` [x, t, e], times `values` [x, t, e]; `mask` is added: [x, y, e]."""
+    weights = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    return torch.bmm(torch.softmax(weights, dim=-1), values)
+
+
+def _attend_long(long: _Long, q: torch.Tensor, layer: torch.Tensor, mixed: torch.Tensor) -> None:
     """One row with several new tokens, causal, over its cache and itself."""
-    slot = prompt.slot
-    seen = layer[slot.row, : prompt.num_seen].permute(1, 2, 0, 3)
+    slot = long.slot
+    keys, values = layer[:, slot.row, :, : long.num_seen]
     out = functional.scaled_dot_product_attention(
         q[slot.start : slot.stop].transpose(0, 1)[None],
-        seen[0][None],
-        seen[1][None],
-        attn_mask=prompt.mask,
-        is_causal=prompt.mask is None,
+        keys[None],
+        values[None],
+        attn_mask=long.mask,
+        is_causal=long.mask is None,
         enable_gqa=True,
     )
     mixed.view(-1, *q.shape[1:])[slot.start : slot.stop] = out[0].transpose(0, 1)
 
 
-def _attend_singles(singles: _Singles, q: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-    """One query a row. [b, h * e], in the order of the cache.
+def _attend_prompts(
+    prompts: _Prompts, q: torch.Tensor, layer: torch.Tensor, mixed: torch.Tensor
+) -> None:
+    """Rows with several new tokens, causal, each over its cache and itself."""
+    g, e = layer.shape[2], layer.shape[4]
+    b, m, each = prompts.num_rows, len(prompts.flat) // prompts.num_rows, q.shape[1] // g
+    keys, values = layer[:, prompts.rows, :, : prompts.num_seen].flatten(1, 2)
+    queries = q.index_select(0, prompts.flat).view(b, m, g, each, e).permute(0, 2, 3, 1, 4)
+    out = _weighted(queries.reshape(b * g, each * m, e), keys, values, prompts.mask)
+    rows = out.view(b, g, each, m, e).permute(0, 3, 1, 2, 4).reshape(b * m, -1)
+    if prompts.own is None:
+        mixed.index_copy_(0, prompts.flat, rows)
+    else:
+        own = prompts.own
+        mixed.index_copy_(0, prompts.flat.index_select(0, own), rows.index_select(0, own))
 
-    Each head by itself: taken as queries of the key/value head that they share, heads would take half as long again.
-    """
+
+def _attend_singles(singles: _Singles, q: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+    """One query a row. [b, h * e], in the order of the cache."""
     if singles.flat is not None:
         q = q.index_select(0, singles.flat)
     if singles.rows is not None:
         q = q.new_zeros(singles.num_rows, *q.shape[1:]).index_copy_(0, singles.rows, q)
-    keys, values = layer[: singles.num_rows, : singles.longest].permute(2, 0, 3, 1, 4)
-    out = functional.scaled_dot_product_attention(
-        q[:, :, None], keys, values, attn_mask=singles.bias, enable_gqa=True
-    ).reshape(singles.num_rows, -1)
-    return out if singles.rows is None else out.index_select(0, singles.rows)
+    g, e = layer.shape[2], layer.shape[4]
+    keys, values = layer[:, : singles.num_rows].flatten(1, 2)[:, :, : singles.longest]
+    out = _weighted(q.reshape(singles.num_rows * g, -1, e), keys, values, singles.bias)
+    rows = out.view(singles.num_rows, -1)
+    return rows if singles.rows is None else rows.index_select(0, singles.rows)

@@ -176,7 +176,7 @@ class Engine:
             torch.tensor(ids), slots, adapters, self._cache, torch.tensor(keep)
         )
         place = 0
-        last: list[torch.Tensor] = []
+        last: list[int] = []
         for i, slot in zip(order, slots, strict=True):
             row, new = self._rows[i], slot.stop - slot.start
             if row.job.want_prompt_logprobs and not row.generated:
@@ -184,12 +184,12 @@ class Engine:
                 place += new
             else:
                 place += 1
-            last.append(logits[place - 1])
+            last.append(place - 1)
             was_prompt = row.cached < len(row.job.prompt_ids)
             row.cached += new
             if was_prompt:
                 self._prefixes.saw(row.adapter_id, row.job.prompt_ids, i, self._cache)
-        chosen = self._choose([self._rows[i] for i in order], torch.stack(last))
+        chosen = self._choose([self._rows[i] for i in order], logits if len(last) == len(logits) else logits[last])
         emitted = [
             Failed(self._rows[i], choice)
             if isinstance(choice, GenerationFailed)
@@ -222,15 +222,14 @@ class Engine:
         return slots, batches(groups, self._stacks), ids, keep
 
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Choice | GenerationFailed]:
-        """Each row's next token, or why it has none: a row's scores are its own matter."""
+        """Each row's next token, or why it has none: a row's scores are its own matter. `logits` are overwritten."""
+        own = {i: logits[i].clone() for i, row in enumerate(rows) if not _takes_best(row)}
         chosen: list[Choice | GenerationFailed] = []
         for i, (row, best) in enumerate(zip(rows, choose_greedy(logits), strict=True)):
             if best is None:
                 chosen.append(GenerationFailed("the model's scores are not finite"))
-            elif row.matcher is None and is_plain(row.job.sampling):
-                chosen.append(best)
             else:
-                chosen.append(_chosen(row, logits[i]))
+                chosen.append(_chosen(row, own[i]) if i in own else best)
         return chosen
 
     def _emit(self, row: Row, choice: Choice) -> Emitted:
@@ -298,6 +297,11 @@ class Engine:
         known = logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].tolist()
         texts = [self.tokenizer.decode([token]) for token in ids]
         return tuple(zip(ids, texts, [None, *known], strict=True))
+
+
+def _takes_best(row: Row) -> bool:
+    """Whether the most probable token is the row's next one, whatever it is."""
+    return row.matcher is None and is_plain(row.job.sampling)
 
 
 def _chosen(row: Row, logits: torch.Tensor) -> Choice | GenerationFailed:

@@ -18,7 +18,7 @@ MIN_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """Token ids and their states, [layers, tokens, 2, g, e]."""
+    """Token ids and their states, [layers, 2, g, tokens, e]."""
 
     ids: tuple[int, ...]
     states: torch.Tensor

@@ -23,13 +23,15 @@ class Choice:
     alternatives: tuple[tuple[int, float], ...] = ()
 
 
+@torch.inference_mode()
 def choose_greedy(logits: torch.Tensor) -> list[Choice | None]:
-    """The most probable token of each row; None for a row whose scores are not finite. `logits` is [rows, vocabulary].
+    """The most probable token of each row; None for a row whose scores are not finite.
 
-    The sum is written out: torch's `logsumexp` takes 18 times as long over 8 rows of 49,152 (3.5 ms, the step 30).
+    `logits` is [rows, vocabulary] and is overwritten: memory for as many numbers again is taken from the system and given back
+    each step, 2 ms of 45. The sum is written out: torch's `logsumexp` takes 18 times as long over 8 rows of 49,152.
     """
     best = logits.max(dim=-1)
-    logprobs = -(logits - best.values[:, None]).exp_().sum(dim=-1).log_()
+    logprobs = -logits.sub_(best.values[:, None]).exp_().sum(dim=-1).log_()
     return [
         Choice(token, logprob) if math.isfinite(logprob) else None
         for token, logprob in zip(best.indices.tolist(), logprobs.tolist(), strict=True)

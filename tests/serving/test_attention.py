@@ -25,10 +25,10 @@ def test_a_row_sees_its_own_tokens_and_no_others(order: tuple[int, ...]) -> None
         cache.reserve(len(ROWS), 32)
         slots, start = [], 0
         for row in rows:
-            cache.copy_in(row, held[row][None])
+            cache.copy_in(row, held[row].permute(1, 2, 0, 3)[None])
             slots.append(Slot(row, start, start + len(q[row]), ROWS[row][1]))
             start = slots[-1].stop
-        step = Attention(slots, cache)
+        step = Attention(slots, cache, HEADS)
         flat = [torch.cat([part[row] for row in rows]) for part in (q, new)]
         out = step(flat[0], flat[1], cache.layer(0))
         return {slot.row: out[slot.start : slot.stop] for slot in slots}

@@ -8,11 +8,11 @@ from serving.cache import KeyValueCache
 def test_growing_keeps_what_is_cached() -> None:
     cache = KeyValueCache(2, 3, 4)
     cache.reserve(2, 10)
-    cache.layer(1)[1, :10] = 7.0
+    cache.layer(1)[:, 1, :, :10] = 7.0
     cache.reserve(9, 200)
     assert (cache.num_rows, cache.num_tokens) == (16, 256)
-    assert bool((cache.layer(1)[1, :10] == 7.0).all())
-    assert bool((cache.layer(1)[1, 10:] == 0.0).all())
+    assert bool((cache.layer(1)[:, 1, :, :10] == 7.0).all())
+    assert bool((cache.layer(1)[:, 1, :, 10:] == 0.0).all())
 
 
 def test_an_idle_cache_gives_back_what_is_more_than_it_may_keep() -> None:
@@ -24,4 +24,4 @@ def test_an_idle_cache_gives_back_what_is_more_than_it_may_keep() -> None:
     cache.shrink(size - 1)
     assert (cache.num_rows, cache.num_tokens) == (0, 0)
     cache.reserve(1, 1)
-    assert torch.equal(cache.copy_out(0, 1), torch.zeros(2, 1, 2, 3, 4))
+    assert torch.equal(cache.copy_out(0, 1), torch.zeros(2, 2, 3, 1, 4))

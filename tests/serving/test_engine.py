@@ -221,7 +221,7 @@ def test_a_row_reads_nothing_of_the_one_that_had_its_number(place: Place, leaves
     for number in range(engine._cache.num_rows):
         if number < 2 and order[number] is gone:
             for layer in range(engine.decoder.num_layers):
-                engine._cache.layer(layer)[number, : gone.cached, 1] = float("nan")
+                engine._cache.layer(layer)[1, number, :, : gone.cached] = float("nan")
     engine.remove(gone)
     longer = engine.start(job(place, "I want a refund " * 9, None, 40), None, None, 0.0)
     short = engine.start(job(place, "refund", None, 40), None, None, 0.0)
