@@ -187,7 +187,9 @@ def _prompts(group: Sequence[Slot], room: int, num_heads: int, num_kv_heads: int
     new = torch.tensor([s.num_new for s in group])
     most = int(new.max())
     steps = torch.arange(most)
-    filled = torch.minimum(steps[None], new[:, None] - 1)  # [b, m] a filling sees what the last token sees
+    filled = torch.minimum(
+        steps[None], new[:, None] - 1
+    )  # [b, m] a filling sees what the last token sees
     starts, cached = (torch.tensor([getattr(s, key) for s in group]) for key in ("start", "cached"))
     is_own = (steps[None] < new[:, None]).flatten()
     seen = _rounded(max(s.cached + s.num_new for s in group), room)
@@ -210,9 +212,7 @@ def _prompts(group: Sequence[Slot], room: int, num_heads: int, num_kv_heads: int
     )
 
 
-def _together(
-    singles: Sequence[Slot], num_tokens: int, room: int, num_kv_heads: int
-) -> _Singles:
+def _together(singles: Sequence[Slot], num_tokens: int, room: int, num_kv_heads: int) -> _Singles:
     rows, flat = [s.row for s in singles], [s.start for s in singles]
     num_rows = rows[-1] + 1
     # A prompt's row among them sees its first token, so that its softmax is over something.
@@ -234,7 +234,7 @@ def _weighted(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     """Softmax of `q` [x, y, e] over `keys` [x, t, e], times `values` [x, t, e]; `mask` is added: [x, y, e]."""
-    weights = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    weights = torch.bmm(q, keys.transpose(1, 2)).mul_(q.shape[-1] ** -0.5).add_(mask)
     return torch.bmm(torch.softmax(weights, dim=-1), values)
 
 

@@ -189,7 +189,9 @@ class Engine:
             row.cached += new
             if was_prompt:
                 self._prefixes.saw(row.adapter_id, row.job.prompt_ids, i, self._cache)
-        chosen = self._choose([self._rows[i] for i in order], logits if len(last) == len(logits) else logits[last])
+        chosen = self._choose(
+            [self._rows[i] for i in order], logits if len(last) == len(logits) else logits[last]
+        )
         emitted = [
             Failed(self._rows[i], choice)
             if isinstance(choice, GenerationFailed)

@@ -7,12 +7,33 @@ from serving.attention import Attention, Slot
 from serving.cache import KeyValueCache
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
-ROWS = {0: (1, 3), 1: (5, 0), 2: (1, 9), 3: (1, 1), 4: (2, 4)}
+ROWS = {
+    0: (1, 3),
+    1: (5, 0),
+    2: (1, 9),
+    3: (1, 1),
+    4: (2, 4),
+    5: (5, 7),
+    6: (4, 6),
+    7: (520, 0),
+    8: (512, 9),
+}
 """Cache row: its new tokens, and the tokens that it holds."""
 
 
 @pytest.mark.parametrize(
-    "order", [(0, 1, 2, 3, 4), (4, 2, 1, 3, 0), (3, 0, 2), (2, 3), (0,), (1, 4)]
+    "order",
+    [
+        pytest.param((0, 1, 2, 3, 4), id="single tokens and prompts"),
+        pytest.param((4, 2, 1, 3, 0), id="in another order"),
+        pytest.param((3, 0, 2), id="single tokens"),
+        pytest.param((2, 3), id="single tokens of the later rows"),
+        pytest.param((0,), id="one single token"),
+        pytest.param((1, 4), id="prompts of two lengths"),
+        pytest.param((5, 1, 6), id="prompts filled up, their rows apart"),
+        pytest.param((6, 5), id="prompts filled up, their rows side by side"),
+        pytest.param((8, 0, 7), id="prompts too long to be attended together"),
+    ],
 )
 def test_a_row_sees_its_own_tokens_and_no_others(order: tuple[int, ...]) -> None:
     draw = torch.Generator().manual_seed(0)
@@ -22,7 +43,7 @@ def test_a_row_sees_its_own_tokens_and_no_others(order: tuple[int, ...]) -> None
 
     def attended(rows: tuple[int, ...]) -> dict[int, torch.Tensor]:
         cache = KeyValueCache(1, KV_HEADS, WIDTH)
-        cache.reserve(len(ROWS), 32)
+        cache.reserve(len(ROWS), 521)
         slots, start = [], 0
         for row in rows:
             cache.copy_in(row, held[row].permute(1, 2, 0, 3)[None])
