@@ -37,7 +37,7 @@ def main() -> int:
         "--most", type=int, default=256, help="Rows that trl-tuned and fit-trl see."
     )
     parser.add_argument(
-        "--most-plain", type=int, default=48, help="Rows that trl sees: it is slow."
+        "--most-plain", type=int, default=48, help="Rows that trl and trl-rate see: they are slow."
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -76,7 +76,7 @@ def state_of(folder: Path) -> dict[str, Any]:
 def turn(way: str, args: Any, left: float) -> None:
     """One process, which saves itself before the budget ends."""
     epochs = args.epochs if way == "fit" else -(-args.most // args.rows)
-    most = {"trl": args.most_plain, "trl-tuned": args.most}
+    most = {"trl": args.most_plain, "trl-rate": args.most_plain, "trl-tuned": args.most}
     command = [
         sys.executable, "-m", "benchmarks.training.way", way, str(args.out / way), "--model", args.model,
         "--rows", str(args.rows), "--held", str(args.held), "--epochs", str(epochs), "--threads", str(args.threads),
