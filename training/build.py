@@ -258,8 +258,12 @@ def build(
     query: dict[str, Any],
     options: BuildOptions | None = None,
     now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Write the dataset `folder/<task>-<digest>` and say which rows are tests for good (`folder/frozen.json`).
+
+    Args:
+        tell: hears rows compared with the others, and all of them.
 
     Raises:
         DataError: nothing is left to train on, or the route has no student.
@@ -271,7 +275,7 @@ def build(
     kept = _keep(rows, route.answer, ledger)
     frozen_file = folder / "frozen.json"
     frozen = _frozen(frozen_file)
-    placed = _place(kept, chosen, frozen, ledger)
+    placed = _place(kept, chosen, frozen, ledger, tell)
     examples = list(_examples(placed, route.answer, task))
     examples += _balanced_copies(examples, route.answer, chosen.seed)
     counts = Counter(e.split for e in examples)
@@ -321,7 +325,11 @@ class _Placed:
 
 
 def _place(
-    kept: dict[str, Row], options: BuildOptions, frozen: dict[str, Split], ledger: Ledger
+    kept: dict[str, Row],
+    options: BuildOptions,
+    frozen: dict[str, Split],
+    ledger: Ledger,
+    tell: Callable[[int, int], None],
 ) -> list[_Placed]:
     """The rows in order of time, each in its split.
 
@@ -330,7 +338,7 @@ def _place(
     ordered = sorted(kept.items(), key=lambda item: (item[1].at, item[0]))
     keys = [key for key, _ in ordered]
     texts = [normalised(row.messages) for _, row in ordered]
-    groups = splits.near_duplicate_groups(texts, options.near_duplicate)
+    groups = splits.near_duplicate_groups(texts, options.near_duplicate, tell=tell)
     settled = {**frozen, **{key: row.fixed for key, row in ordered if row.fixed is not None}}
     shares = {"test_share": options.test_share, "validation_share": options.validation_share}
     if options.split_by == "time":

@@ -104,7 +104,7 @@ def build(
     from router.home import Home
     from training import build as core
     from training import imports
-    from training.commands import open_route, operator_errors, policy_path
+    from training.commands import counted, open_route, operator_errors, policy_path, progress_bar
     from training.import_formats import Columns
 
     place = Home(home)
@@ -119,22 +119,27 @@ def build(
         _, chosen = open_route(policy_path(place, policy), route)
         now = time.time()
         logs = Logs(log or place.traffic, since(since_, now), since(until, now))
-        rows = list(logs.rows(route)) if traffic else []
-        rows += [row for one in read for row in one.rows]
-        core.check_gold((row for one in read for row in one.rows), chosen.answer)
-        reviews = reviews_of(database or place.database_url, route)
-        gold = [g for path in gold_file or [] for g in imports.read(path, columns, form=form).rows]
-        core.check_gold(gold, chosen.answer)
-        query = {
-            "route": route, "since": since_, "until": until, "traffic": traffic,
-            "files": [str(p) for p in file or []], "test_files": [str(p) for p in test_file or []],
-            "imports": [one.summary() for one in read], "reviews": len(reviews), "seed": seed,
-            **({"split_by": split_by} if split_by != "lot" else {}),
-        }  # fmt: skip
-        dataset = core.build(
-            core.with_gold(core.with_reviews(rows, reviews), gold), chosen, route, place.datasets,
-            query=query, options=options,
-        )  # fmt: skip
+        with progress_bar(as_json) as bar:
+            rows = (
+                list(counted(logs.rows(route), "rows of the traffic log", bar)) if traffic else []
+            )
+            rows += [row for one in read for row in one.rows]
+            core.check_gold((row for one in read for row in one.rows), chosen.answer)
+            reviews = reviews_of(database or place.database_url, route)
+            gold = [
+                g for path in gold_file or [] for g in imports.read(path, columns, form=form).rows
+            ]
+            core.check_gold(gold, chosen.answer)
+            query = {
+                "route": route, "since": since_, "until": until, "traffic": traffic,
+                "files": [str(p) for p in file or []], "test_files": [str(p) for p in test_file or []],
+                "imports": [one.summary() for one in read], "reviews": len(reviews), "seed": seed,
+                **({"split_by": split_by} if split_by != "lot" else {}),
+            }  # fmt: skip
+            dataset = core.build(
+                core.with_gold(core.with_reviews(rows, reviews), gold), chosen, route, place.datasets,
+                query=query, options=options, tell=lambda done, total: bar("near-duplicates", done, total, None),
+            )  # fmt: skip
     _show(dataset, as_json)
 
 

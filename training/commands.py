@@ -1,9 +1,9 @@
 """What the commands share: opening a home's model, policy and datasets, telling progress, showing errors."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -64,6 +64,22 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int, float | None]
             bar.update(tasks[phase], completed=done, total=total, loss=shown)
 
         yield tell
+
+
+Told = TypeVar("Told")
+
+
+def counted(
+    rows: Iterable[Told], phase: str, tell: Callable[[str, int, int, float | None], None], every: int = 200
+) -> Iterator[Told]:  # fmt: skip
+    """The same rows; how many have passed is told now and then, where nobody knows beforehand how many there are."""
+    number = 0
+    for row in rows:
+        yield row
+        number += 1
+        if number % every == 0:
+            tell(phase, number, number, None)
+    tell(phase, number, number, None)
 
 
 def open_route(policy: Path, name: str) -> tuple[Policy, Route]:

@@ -229,8 +229,8 @@ def _untrained(
     return found
 
 
-def open_origin(folder: Path) -> dict[str, Any]:
-    """`origin.json` of a run: its dataset, base model and digests.
+def open_origin(folder: Path, *more: str) -> dict[str, Any]:
+    """`origin.json` of a run: its dataset, base model and digests; `more` names what the caller needs beside the first two.
 
     Raises:
         DataError: the folder is not a finished run.
@@ -241,7 +241,7 @@ def open_origin(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / "origin.json").read_text())
     except (OSError, ValueError) as why:
         raise DataError(f"{folder}: not a finished run: {why}") from why
-    for key in ("dataset", "dataset_digest", "model", "base_model", "base_model_digest"):
+    for key in ("dataset", "model", *more):
         if not isinstance(found, dict) or not isinstance(found.get(key), str):
             raise DataError(f"{folder / 'origin.json'}: not what `train fit` wrote: no {key!r}")
     return dict(found)

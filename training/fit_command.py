@@ -61,11 +61,10 @@ def preflight(
         settings = configs.load(config, assign or ())
         data = Dataset.load(dataset or newest(place.datasets, "*-*", "dataset"))
         base = open_base_model(model, place)
-        with progress_bar(quiet=as_json) as bar:
+        with progress_bar(quiet=as_json) as tell:
             report = core.preflight(
-                data, base.model, base.tokenizer, settings, overfit_rows=overfit,
-                tell=lambda done, total, loss: bar("rows by heart, passes at most", done, total, loss),
-            )  # fmt: skip
+                data, base.model, base.tokenizer, settings, overfit_rows=overfit, tell=tell
+            )
         core.show(report, as_json)
         core.enforce(report)
 
@@ -132,9 +131,10 @@ def fit(
             return
         data = Dataset.load(dataset or newest(place.datasets, "*-*", "dataset"))
         base = open_base_model(model, place)
-        report = core.preflight(data, base.model, base.tokenizer, settings)
         # torchrun numbers its processes by the environment; only the first one is heard.
         quiet = as_json or os.environ.get("RANK", "0") != "0"
+        with progress_bar(quiet) as tell:
+            report = core.preflight(data, base.model, base.tokenizer, settings, tell=tell)
         if not quiet:
             core.show(report, False, err)
         core.enforce(report)

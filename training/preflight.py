@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,14 +14,15 @@ from rich.table import Table
 from training import label_engine as engine
 from training import lora, memory, precision, servers, setup_check
 from training.config import FitConfig
-from training.dataset import Dataset, DatasetInfo, class_names
+from training.dataset import Dataset, DatasetInfo, Example, class_names
 from training.encode import Encoded, encode
 from training.errors import ConfigError, PreflightFailed
 from training.memory import GIB, Estimate
 from training.setup_check import AtStart, Overfit
 
 TIMED_ROWS = 16
-Tell = Callable[[int, int, float], None]
+Tell = Callable[[str, int, int, float | None], None]
+"""Hears what is done, how much of it, of how much, and the last loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +66,22 @@ def preflight(
     config: FitConfig,
     *,
     overfit_rows: int = 0,
-    tell: Tell = lambda done, total, loss: None,
+    tell: Tell = lambda phase, done, total, loss: None,
 ) -> PreflightReport:
     """Look at every row; time the model on a few of them for the estimate, and take their loss before a step.
 
     Args:
         overfit_rows: training rows that are learnt by heart as a check of the whole set-up; 0 leaves it out.
-        tell: hears passes of that check done, passes at most, and the last loss.
     """
     template, limit = dataset.info.prompt, dataset.info.max_input_chars
-    train = [encode(e, tokenizer, template, limit) for e in dataset.of("train")]
-    held = [encode(e, tokenizer, template, limit) for e in dataset.of("validation")]
+    train = [
+        encode(e, tokenizer, template, limit)
+        for e in _told(dataset.of("train"), "tokens of training rows", tell)
+    ]
+    held = [
+        encode(e, tokenizer, template, limit)
+        for e in _told(dataset.of("validation"), "tokens of validation rows", tell)
+    ]
     lengths = sorted(len(row) for row in train) or [0]
     cut = sum(row.was_cut for row in train) / max(1, len(train))
     eos = all(row.completion_ids[-1] == tokenizer.eos_token_id for row in train)
@@ -98,7 +104,10 @@ def preflight(
         refusals += start.refusals()
         warnings += start.warnings()
     if overfit_rows and not refusals:
-        learnt = setup_check.overfit(model, train[:overfit_rows], config, tell)
+        learnt = setup_check.overfit(
+            model, train[:overfit_rows], config,
+            lambda done, total, loss: tell("rows by heart, passes at most", done, total, loss),
+        )  # fmt: skip
         refusals += learnt.refusals()
     return PreflightReport(
         rows={"train": len(train), "validation": len(held)},
@@ -126,6 +135,13 @@ def preflight(
         refusals=tuple(refusals),
         warnings=tuple(warnings),
     )
+
+
+def _told(rows: Sequence[Example], phase: str, tell: Tell) -> Iterator[Example]:
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % 200 == 0 or number == len(rows):
+            tell(phase, number, len(rows), None)
 
 
 def _judge(

@@ -20,7 +20,7 @@ from training.dataset import Dataset, DatasetInfo, Example
 from training.encode import answer_limit
 from training.errors import DataError
 from training.gates import Conclusion, Gate, outcome
-from training.predict import ModelPredictor
+from training.predict import ModelPredictor, Progress
 from training.servers import Server
 
 RELOAD_RISK = 0.001
@@ -99,14 +99,15 @@ def reload_check(
     base_answers: Sequence[str],
     rows: int,
     fitted_share: float | None = None,
+    tell: Progress | None = None,
 ) -> Reloaded:
-    """Ask the reloaded student for some held-out rows."""
+    """Ask the reloaded student for some held-out rows; `tell` hears how many more are done."""
     from router.answer_spec import AnswerSpec
     from router.compare import parse
 
     spec = AnswerSpec.model_validate(dataset.info.answer)
     asked = held_out(dataset, rows)
-    found = student.predict(asked)
+    found = student.predict(asked, tell)
     return Reloaded(
         rows=len(found),
         same_as_base=sum(p.text == b for p, b in zip(found, base_answers, strict=True)),
@@ -131,16 +132,18 @@ def held_out(dataset: Dataset, rows: int) -> list[Example]:
 
 
 def reloaded(
-    run: Path, base: BaseModel, dataset: Dataset, rows: int
+    run: Path, base: BaseModel, dataset: Dataset, rows: int, tell: Progress | None = None
 ) -> tuple[ModelPredictor, list[str]]:
     """The student out of the run's files, and the base model's answers to the held-out rows without it.
+
+    `tell` hears how many more of these there are.
 
     The base model is asked first: the adapter is laid on it and stays.
     """
     info = dataset.info
     limit = answer_limit(dataset.examples, base.tokenizer)
     settings = (base.tokenizer, info.prompt, info.max_input_chars, limit)
-    plain = ModelPredictor("base", base.model, *settings).predict(held_out(dataset, rows))
+    plain = ModelPredictor("base", base.model, *settings).predict(held_out(dataset, rows), tell)
     adapted = lora.load_adapter(base.model, run / "adapter")
     return ModelPredictor("student", adapted, *settings), [p.text for p in plain]
 
@@ -165,7 +168,11 @@ class Sources:
 def lineage(
     run: Path, dataset: Dataset, conclusion: Conclusion, sources: Sources, teachers: Sequence[str]
 ) -> dict[str, Any]:
-    """Where the adapter comes from, for `lineage.json`: enough to train it again and to check drift against its data."""
+    """Where the adapter comes from, for `lineage.json`: enough to train it again and to check drift against its data.
+
+    Raises:
+        DataError: a file of the run is not there or was cut.
+    """
     evaluation = run / "evaluation" / "evaluation.json"
     origin = sources.origin
     return {
@@ -178,8 +185,8 @@ def lineage(
         "base_model": origin["base_model"],
         "base_model_digest": origin["base_model_digest"],
         "precision": sources.precision,
-        "config": json.loads((run / "config.json").read_text()),
-        "run": json.loads((run / "run.json").read_text()),
+        "config": _file_of(run / "config.json"),
+        "run": _file_of(run / "run.json"),
         "evaluation_sha256": hashlib.sha256(evaluation.read_bytes()).hexdigest(),
         "verdict": conclusion.verdict,
         "reasons": list(conclusion.reasons),
@@ -188,6 +195,13 @@ def lineage(
         "forced": sources.forced,
         "published_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _file_of(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as why:
+        raise DataError(f"{path}: not what `train fit` wrote: {why}") from why
 
 
 def model_card(

@@ -150,11 +150,12 @@ def _publish(asked: "Asked", as_json: bool) -> None:
     """
     from serving.registry import RegistryError
     from training import publish_run
-    from training.commands import err, out
+    from training.commands import err, out, progress_bar
     from training.errors import DataError, PublishRefused
 
     try:
-        checked = publish_run.check(asked)
+        with progress_bar(as_json) as tell:
+            checked = publish_run.check(asked, tell)
         try:
             reference = publish_run.put(asked, checked)
         except PublishRefused:

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,22 @@ class Checked:
     material: Material
 
 
-def check(asked: Asked) -> Checked:
+Tell = Callable[[str, int, int, float | None], None]
+"""Hears what is asked, how many rows of it are done, of how many."""
+
+
+def _counting(phase: str, total: int, tell: Tell) -> Callable[[int], None]:
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        tell(phase, done, total, None)
+
+    return count
+
+
+def check(asked: Asked, tell: Tell = lambda phase, done, total, loss: None) -> Checked:
     """Ask every gate; RUN/evaluation/gates.json has the outcome, also of a run that is not published.
 
     Raises:
@@ -93,7 +108,8 @@ def check(asked: Asked) -> Checked:
         PolicyError: the policy does not hold.
         PublishRefused: the policy would have the template served wrongly.
     """
-    material = _material(asked)
+    material = _material(asked, tell)
+    rows = len(publish.held_out(material.dataset, asked.rows))
     found = terms.judge(
         asked.register, material.teachers, material.origin["base_model"], material.licence
     )
@@ -102,10 +118,11 @@ def check(asked: Asked) -> Checked:
     measured = None
     if not wrong:  # what cannot be served need not be asked
         reloaded = publish.reload_check(
-            material.dataset, material.student, material.base_answers, asked.rows, publish.fitted_share(asked.run)
+            material.dataset, material.student, material.base_answers, asked.rows, publish.fitted_share(asked.run),
+            _counting("the reloaded student", rows, tell),
         )  # fmt: skip
         lines += reloaded.gates()
-        measured, of_server = _through_server(asked, material)
+        measured, of_server = _through_server(asked, material, tell)
         lines += of_server
     lines += gates.of_evaluation(material.evaluation)
     reviews = review_gate.read(asked.database, material.dataset.info.task)
@@ -143,8 +160,8 @@ def put(asked: Asked, checked: Checked) -> AdapterRef:
     return Registry(asked.place.adapters).publish(task, folder, _fields(folder, material), history)
 
 
-def _material(asked: Asked) -> Material:
-    origin = open_origin(asked.run)
+def _material(asked: Asked, tell: Tell) -> Material:
+    origin = open_origin(asked.run, "base_model", "base_model_digest")
     dataset = Dataset.load(Path(origin["dataset"]))
     evaluation = publish.load_evaluation(asked.run)
     if asked.policy is not None:  # before the base model is loaded: it takes a second to know
@@ -157,7 +174,8 @@ def _material(asked: Asked) -> Material:
     base = open_base_model(origin["model"], asked.place)
     config = base.model.config
     layers = len(lora.decoder_of(base.model).layers)
-    student, plain = publish.reloaded(asked.run, base, dataset, asked.rows)
+    count = _counting("the base model", len(publish.held_out(dataset, asked.rows)), tell)
+    student, plain = publish.reloaded(asked.run, base, dataset, asked.rows, count)
     return Material(
         origin, dataset, evaluation, teachers_of(origin, dataset, asked.teachers), terms.licence_of(Path(base.path)),
         layers, config.hidden_size, student, tuple(plain),
@@ -203,7 +221,9 @@ def _precision(trained_in: str, target: servers.Server | None) -> Gate:
     return Gate(name, gates.outcome(differs is None), figure, limit, "never")
 
 
-def _through_server(asked: Asked, material: Material) -> tuple[dict[str, Any] | None, list[Gate]]:
+def _through_server(
+    asked: Asked, material: Material, tell: Tell
+) -> tuple[dict[str, Any] | None, list[Gate]]:
     """Parity through the running server; a line that says so where there is none."""
     server = asked.server
     if server is None:
@@ -215,7 +235,10 @@ def _through_server(asked: Asked, material: Material) -> tuple[dict[str, Any] | 
     wanted = parity.expected(rows, material.student, material.base_answers)
     with _served(asked, material, server) as adapter:
         target = parity.Target(server.url, adapter, server.dialect, server.adapter_source)
-        found = parity.through(target, wanted, material.student.max_new_tokens, lambda done: None)
+        found = parity.through(
+            target, wanted, material.student.max_new_tokens,
+            lambda done: tell("the running server", done, len(wanted), None),
+        )  # fmt: skip
     return record(asked.run, target, server.limits, found), found.gates(server.limits)
 
 

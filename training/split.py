@@ -8,13 +8,14 @@ once in a frozen test set are named by the caller and stay there.
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from training.dataset import Split
 
 _WORDS = re.compile(r"\w+", re.UNICODE)
+TOLD_EVERY = 500
 
 
 def shingles(text: str, size: int = 5) -> frozenset[int]:
@@ -32,12 +33,16 @@ def similarity(one: frozenset[int], other: frozenset[int]) -> float:
 
 
 def near_duplicate_groups(
-    texts: Sequence[str], threshold: float = 0.7, num_hashes: int = 64, bands: int = 16
+    texts: Sequence[str],
+    threshold: float = 0.7,
+    num_hashes: int = 64,
+    bands: int = 16,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[int]:
     """A group number for each text; texts at least `threshold` alike are in one group.
 
     Candidates come from MinHash bands (Broder 1997; with 16 bands of 4 rows a pair of similarity 0.7 is missed in
-    1.2 % of cases), each candidate pair is checked by its exact Jaccard similarity.
+    1.2 % of cases), each candidate pair is checked by its exact Jaccard similarity. `tell` hears texts done and all of them.
     """
     sets = [shingles(text) for text in texts]
     salts = np.random.default_rng(0).integers(
@@ -54,6 +59,8 @@ def near_duplicate_groups(
     rows = num_hashes // bands
     seen: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
     for i, found in enumerate(sets):
+        if i % TOLD_EVERY == 0 or i + 1 == len(sets):
+            tell(i + 1, len(sets))
         hashes = np.fromiter(found, dtype=np.uint64, count=len(found))
         # Multiplying by an odd salt permutes the 64-bit numbers; the wrap-around is the point.
         signature = (hashes[:, None] * salts).min(axis=0).tolist()

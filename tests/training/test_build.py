@@ -10,6 +10,7 @@ from router.records import Answer, Record
 from tests.training.conftest import route, rows
 from tests.words import sentence
 from training import build, split
+from training.commands import counted
 from training.dataset import Dataset, class_of
 from training.errors import DataError
 
@@ -205,3 +206,13 @@ def test_a_twin_of_a_held_out_row_is_dropped_and_the_test_set_stays_the_files(
     made = build.build([*asked, held], route(), "mail", tmp_path, query={}, options=options)
     assert [e.id for e in made.of("test")] == ["held"]
     assert rules(made) == {"r3": "near-duplicate of a held-out row"}
+
+
+def test_progress_is_told_to_the_last_row(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    build.build(rows(30), route(), "mail", tmp_path, query={}, tell=lambda *now: told.append(now))
+    assert told[-1] == (30, 30)
+    counts: list[tuple[str, int, int]] = []
+    passed = list(counted(range(450), "rows", lambda phase, done, total, _: counts.append((phase, done, total))))  # fmt: skip
+    assert passed == list(range(450))
+    assert counts == [("rows", 200, 200), ("rows", 400, 400), ("rows", 450, 450)]

@@ -260,6 +260,14 @@ def test_bad_input_is_refused(run: Path, home: Path, flags: list[str], message: 
     assert message in said.replace("\n", "")
 
 
+@pytest.mark.parametrize("name", ["run.json", "config.json"])
+def test_a_file_of_the_run_that_was_cut_is_named(run: Path, home: Path, name: str) -> None:
+    (run / name).write_text("{")
+    status, _, said = publish(run, home)
+    assert status == 2
+    assert f"{name}: not what `train fit` wrote" in said.replace("\n", "")
+
+
 def test_export_makes_a_folder_for_one_server(run: Path, home: Path, tmp_path: Path) -> None:
     status, _, said = publish(run, home, "--server", "vllm")
     assert status == 0, said
