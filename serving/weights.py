@@ -17,6 +17,8 @@ import torch
 
 from serving.errors import OperatorError
 
+SERVED = ("llama", "mistral", "qwen2", "qwen3")
+"""Kinds of base models: transformers' `model_type`."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -35,8 +37,16 @@ class Weights:
 
 
 def of_model(model: Any) -> Weights:
-    """A transformers model's; the model is emptied."""
+    """A transformers model's; the model is emptied.
+
+    Raises:
+        OperatorError: it is of a kind that the decoder does not compute.
+    """
     config = model.config
+    if config.model_type not in SERVED:  # before anything is asked of it that only these have
+        raise OperatorError(
+            f"base model of type {config.model_type!r} is not served; allowed: {', '.join(SERVED)}"
+        )
     width = head_width(config)
     with torch.no_grad():
         # transformers knows every rope scaling: the tables are read off its own module
@@ -116,7 +126,7 @@ def _plain_config(found: dict[str, Any]) -> SimpleNamespace | None:
         "rope_theta": found.get("rope_theta"),
     }
     is_plain = (
-        found.get("model_type") in ("llama", "mistral", "qwen2", "qwen3")
+        found.get("model_type") in SERVED
         and needed <= found.keys()
         and set(rope) == {"rope_type", "rope_theta"}
         and rope["rope_type"] == "default"

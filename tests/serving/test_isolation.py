@@ -96,7 +96,7 @@ def failing(worker: Worker, steps: frozenset[int]) -> None:
             raise RuntimeError("injected after")
         return logits
 
-    worker._engine.decoder.step = sometimes  # type: ignore[method-assign]
+    worker._engine.decoder.step = sometimes  # type: ignore[assignment, method-assign]
 
 
 async def follow(worker: Worker, place: Place, asked: Asked) -> tuple[list[int], str]:
