@@ -12,6 +12,15 @@ import jinja2
 from serving.errors import TemplateFailed
 
 Messages = Sequence[Mapping[str, str]]
+_IN_TEMPLATES = (
+    TypeError,
+    LookupError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
+"""What a template's own code can raise."""
 
 
 def render_prompt(template: str, messages: Messages, max_input_chars: int | None) -> str:
@@ -25,7 +34,7 @@ def render_prompt(template: str, messages: Messages, max_input_chars: int | None
     kept = shown if max_input_chars is None else shown[:max_input_chars]
     try:
         return template.format(input=kept.strip(), system=system, conversation=conversation)
-    except (KeyError, IndexError, ValueError) as why:
+    except (LookupError, ValueError, AttributeError) as why:
         raise TemplateFailed(
             f"Template error: the adapter's prompt does not render: {why!r}"
         ) from why
@@ -48,6 +57,6 @@ def render_chat(tokenizer: Any, template: str | None, messages: Messages) -> str
             tokenize=False,
             add_generation_prompt=True,
         )
-    except (jinja2.TemplateError, TypeError, KeyError, ValueError) as why:
+    except (jinja2.TemplateError, *_IN_TEMPLATES) as why:
         raise TemplateFailed(f"Template error: {why}") from why
     return str(text)

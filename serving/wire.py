@@ -21,6 +21,9 @@ class Limits:
     max_best_of: int = 2
     max_stop_sequences: int = 4
     max_choices: int = 8
+    max_allowed_texts: int = 1000
+    max_schema_characters: int = 65_536
+    """A grammar of so much is compiled in a third of a second."""
     max_body_bytes: int = 2_000_000
 
 
@@ -83,19 +86,47 @@ def check_seed(seed: int | None) -> None:
     check(seed is None or 0 <= seed < 2**64, "`seed` must be from 0 to 18446744073709551615")
 
 
-def schema_text(schema: object) -> str:
+def schema_text(schema: object, limits: Limits) -> str:
     """A JSON Schema as text; an object, or text that holds one (LoRAX takes both).
 
     Raises:
-        InvalidRequest: not a schema object.
+        InvalidRequest: not a schema object, or longer than the limit.
     """
-    if isinstance(schema, str):
-        try:
+    try:
+        if isinstance(schema, str):
             schema = msgspec.json.decode(schema)
-        except msgspec.DecodeError as why:
-            raise InvalidRequest(f"`response_format` schema is not JSON: {why}") from why
-    check(isinstance(schema, dict | bool), "`response_format` schema must be a JSON Schema object")
-    return msgspec.json.encode(schema).decode()
+        check(
+            isinstance(schema, dict | bool), "`response_format` schema must be a JSON Schema object"
+        )
+        text = msgspec.json.encode(schema).decode()
+    except msgspec.DecodeError as why:
+        raise InvalidRequest(f"`response_format` schema is not JSON: {why}") from why
+    except RecursionError as why:
+        raise InvalidRequest("`response_format` schema is nested too deep") from why
+    check(
+        len(text) <= limits.max_schema_characters,
+        f"`response_format` schema must have at most {limits.max_schema_characters} characters. Given: {len(text)}",
+    )
+    return text
+
+
+def allowed_texts(name: str, texts: Sequence[str] | None, limits: Limits) -> tuple[str, ...]:
+    """The texts of which the output must be one; () when there is no such wish.
+
+    Raises:
+        InvalidRequest: a wish for one of none, which must not become a free answer, or for one of too many.
+    """
+    if texts is None:
+        return ()
+    characters = sum(map(len, texts))
+    check(
+        1 <= len(texts) <= limits.max_allowed_texts
+        and characters <= limits.max_schema_characters
+        and all(texts),
+        f"`{name}` must be 1 to {limits.max_allowed_texts} texts, none of them empty, of at most "
+        f"{limits.max_schema_characters} characters together. Given: {len(texts)} of {characters} characters",
+    )
+    return tuple(texts)
 
 
 def adapter_or_base(name: str | None, base_id: str) -> str | None:

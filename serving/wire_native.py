@@ -5,7 +5,7 @@ Every parameter may be null (lorax-client sends all of them, always); unknown fi
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,6 +15,7 @@ from serving.wire import (
     Ask,
     Limits,
     adapter_or_base,
+    allowed_texts,
     check,
     check_penalties,
     check_seed,
@@ -39,7 +40,8 @@ class MergedAdapters(msgspec.Struct):
 class ResponseFormat(msgspec.Struct):
     """A constraint on the output; `schema` left out is "any JSON object", null is no constraint."""
 
-    type: str | None = None
+    type: Literal["text", "json_object", "json_schema"]
+    """Must be one of these, and makes no difference."""
     schema: Any = msgspec.UNSET
 
 
@@ -113,8 +115,9 @@ def ask(request: NativeRequest, limits: Limits, base_id: str, *, streaming: bool
     schema = None
     if p.response_format is not None and p.response_format.schema is not None:
         given = p.response_format.schema
-        schema = schema_text({"type": "object"} if given is msgspec.UNSET else given)
-    check(not (schema and p.choices), "at most one of `response_format` or `choices` may be given")
+        schema = schema_text({"type": "object"} if given is msgspec.UNSET else given, limits)
+    choices = allowed_texts("choices", p.choices, limits)
+    check(not (schema and choices), "at most one of `response_format` or `choices` may be given")
     return Ask(
         adapter_id=adapter_or_base(p.adapter_id, base_id),
         sampling=Sampling(
@@ -132,7 +135,7 @@ def ask(request: NativeRequest, limits: Limits, base_id: str, *, streaming: bool
             stop=tuple(p.stop or ()),
             ignore_eos=bool(p.ignore_eos_token),
             json_schema=schema,
-            choices=tuple(p.choices or ()),
+            choices=choices,
             num_alternatives=p.return_k_alternatives or 0,
         ),
         max_new_tokens=p.max_new_tokens,

@@ -15,6 +15,7 @@ from serving.wire import (
     Ask,
     Limits,
     adapter_or_base,
+    allowed_texts,
     check,
     check_penalties,
     check_seed,
@@ -69,6 +70,7 @@ class _Common(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     """vLLM's name for it."""
     structured_outputs: StructuredOutputs | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def wants_stream_usage(self) -> bool:
@@ -91,9 +93,10 @@ class ChatRequest(_Common, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
+    functions: list[dict[str, Any]] | None = None
+    """What `tools` was called before."""
 
 
 class CompletionRequest(_Common, kw_only=True):
@@ -109,7 +112,7 @@ def chat_ask(request: ChatRequest, limits: Limits, base_id: str) -> Ask:
     """The checked request; raises InvalidRequest."""
     check(bool(request.messages), "messages: at least one message is needed")
     check(
-        not request.tools or request.tool_choice == "none",
+        not (request.tools or request.functions) or request.tool_choice == "none",
         "tools: not supported by this server; ask for JSON by response_format instead",
     )
     check(
@@ -121,7 +124,7 @@ def chat_ask(request: ChatRequest, limits: Limits, base_id: str) -> Ask:
     tokens = request.max_completion_tokens
     if tokens is None:
         tokens = request.max_tokens
-    return _ask(request, limits, base_id, tokens, alternatives, _schema(request.response_format))
+    return _ask(request, limits, base_id, tokens, alternatives)
 
 
 def completion_ask(request: CompletionRequest, limits: Limits, base_id: str) -> Ask:
@@ -135,7 +138,7 @@ def completion_ask(request: CompletionRequest, limits: Limits, base_id: str) -> 
     )
     # OpenAI's own default for this route is 16 tokens; LoRAX's is as many as fit.
     tokens = 16 if request.max_tokens is None else request.max_tokens
-    return _ask(request, limits, base_id, tokens, alternatives, None)
+    return _ask(request, limits, base_id, tokens, alternatives)
 
 
 def single_prompt(request: CompletionRequest) -> str:
@@ -151,7 +154,6 @@ def _ask(
     base_id: str,
     max_tokens: int | None,
     alternatives: int,
-    schema: str | None,
 ) -> Ask:
     num = 1 if request.n is None else request.n
     check(1 <= num <= limits.max_choices, f"n: {num}; allowed: 1 to {limits.max_choices}")
@@ -162,7 +164,8 @@ def _ask(
     check(0 < top_p <= 1, f"top_p: {top_p:g}; allowed: more than 0, at most 1")
     check(request.top_k is None or request.top_k > 0, "`top_k` must be strictly positive")
     repetition = 1.0 if request.repetition_penalty is None else request.repetition_penalty
-    check(repetition > 0, "`repetition_penalty` must be strictly positive")
+    # A number that is next to nothing would make scores infinite, and that a failure of ours.
+    check(1e-6 <= repetition <= 1e6, f"repetition_penalty: {repetition:g}; allowed: 1e-06 to 1e+06")
     check_penalties(request.frequency_penalty, request.presence_penalty)
     check_seed(request.seed)
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
@@ -170,15 +173,7 @@ def _ask(
         len(stop) <= limits.max_stop_sequences and all(stop),
         f"stop: at most {limits.max_stop_sequences} texts, none of them empty; given: {len(stop)}",
     )
-    choices: Sequence[str] = ()
-    if request.structured_outputs is not None:
-        choices = request.structured_outputs.choice or ()
-        if request.structured_outputs.json is not None:
-            check(schema is None, "response_format: not together with structured_outputs.json")
-            schema = schema_text(request.structured_outputs.json)
-    check(
-        not (choices and schema), "structured_outputs: choice and a JSON schema exclude each other"
-    )
+    schema, choices = _constraint(request, limits)
     return Ask(
         adapter_id=adapter_or_base(request.model, base_id),
         sampling=Sampling(
@@ -194,7 +189,7 @@ def _ask(
             stop=tuple(stop),
             ignore_eos=bool(request.ignore_eos_token or request.ignore_eos),
             json_schema=schema,
-            choices=tuple(choices),
+            choices=choices,
             num_alternatives=alternatives,
         ),
         max_new_tokens=max_tokens,
@@ -202,7 +197,21 @@ def _ask(
     )
 
 
-def _schema(form: ResponseFormat | None) -> str | None:
+def _constraint(request: _Common, limits: Limits) -> tuple[str | None, tuple[str, ...]]:
+    """The schema that the output must satisfy, and the texts of which it must be one; at most one of them."""
+    schema = _schema(request.response_format, limits)
+    wanted = request.structured_outputs or StructuredOutputs()
+    if wanted.json is not None:
+        check(schema is None, "response_format: not together with structured_outputs.json")
+        schema = schema_text(wanted.json, limits)
+    choices = allowed_texts("structured_outputs.choice", wanted.choice, limits)
+    check(
+        not (choices and schema), "structured_outputs: choice and a JSON schema exclude each other"
+    )
+    return schema, choices
+
+
+def _schema(form: ResponseFormat | None, limits: Limits) -> str | None:
     if form is None or form.type == "text":
         return None
     schema: Any = form.schema
@@ -212,7 +221,7 @@ def _schema(form: ResponseFormat | None) -> str | None:
         if form.type == "json_schema":
             raise InvalidRequest("response_format.json_schema.schema: missing")
         schema = {"type": "object"}
-    return schema_text(schema)
+    return schema_text(schema, limits)
 
 
 def text_messages(messages: Sequence[Message]) -> list[dict[str, str]]:

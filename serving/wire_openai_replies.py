@@ -42,9 +42,12 @@ class VisibleText:
         self._stop = stop
         self._held = ""
         self._num_shown = 0
+        self.num_fed = 0
+        """Characters that came, shown or held back."""
 
     def feed(self, text: str) -> str:
         """The text that can be shown now."""
+        self.num_fed += len(text)
         shown = self._next(text)
         self._num_shown += len(shown)
         return shown
@@ -195,12 +198,13 @@ def completion_chunk(
     text: str,
     finish: str | None = None,
     tokens: Sequence[TokenOut] | None = None,
+    offset: int = 0,
 ) -> dict[str, Any]:
-    """A `text_completion` chunk of a stream."""
+    """A `text_completion` chunk of a stream; its tokens begin at character `offset` of the whole text."""
     choice: dict[str, Any] = {
         "index": index,
         "text": text,
-        "logprobs": None if tokens is None else completion_logprobs(tokens),
+        "logprobs": None if tokens is None else completion_logprobs(tokens, offset),
         "finish_reason": finish,
     }
     return _object(head, "text_completion", [choice])

@@ -10,10 +10,11 @@ import pytest
 from router.prompt import render
 from serving import error_bodies, sse, wire_native, wire_openai
 from serving import wire_openai_replies as replies
-from serving.chat import render_prompt
-from serving.errors import AdapterFailed, InvalidRequest, ServingError
+from serving.chat import render_chat, render_prompt
+from serving.errors import AdapterFailed, InvalidRequest, ServingError, TemplateFailed
 from serving.generation import Finished, Sampling, TokenOut
 from serving.wire import Ask, Limits
+from tests.tiny import tokenizer
 
 LIMITS = Limits(max_input_length=20, max_total_tokens=32)
 
@@ -52,6 +53,16 @@ def chat(**fields: Any) -> Ask:
         ({"truncate": 21}, "`truncate` must be strictly positive and less than 20. Given: 21"),
         ({"return_k_alternatives": 0}, "`return_k_alternatives` must be strictly positive"),
         ({"seed": -1}, "`seed` must be from 0 to 18446744073709551615"),
+        (
+            {"choices": []},
+            "`choices` must be 1 to 1000 texts, none of them empty, of at most 65536 characters together. "
+            "Given: 0 of 0 characters",
+        ),
+        (
+            {"choices": ["a"] * 1001},
+            "`choices` must be 1 to 1000 texts, none of them empty, of at most 65536 characters together. "
+            "Given: 1001 of 1001 characters",
+        ),
         ({"watermark": True}, "`watermark` is not supported by this server"),
         (
             {"adapter_id": "a", "merged_adapters": {"ids": ["a"], "weights": [1]}},
@@ -187,6 +198,10 @@ def test_without_a_wish_as_many_tokens_as_fit() -> None:
         ({"top_p": 0}, "top_p: 0; allowed"),
         ({"stop": ["a", ""]}, "stop: at most 4"),
         ({"frequency_penalty": 3}, "`frequency_penalty`"),
+        ({"repetition_penalty": 1e-30}, "repetition_penalty: 1e-30; allowed: 1e-06 to 1e+06"),
+        ({"functions": [{"name": "x"}]}, "tools: not supported"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"response_format": {"type": "json_schema", "schema": {"const": "x" * 70_000}}}, "at most 65536 characters"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema: missing"),
         (
             {"structured_outputs": {"choice": ["a"]}, "response_format": {"type": "json_object"}},
@@ -283,6 +298,18 @@ def test_an_adapters_prompt_reads_as_the_router_renders_it(
         {"role": "assistant", "content": "five"},
     ]
     assert render_prompt(template, messages, max_chars) == render(template, messages, max_chars)[0]
+
+
+@pytest.mark.parametrize("template", ["{{ 1 // 0 }}", "{{ messages[9].content.x }}", "{% if %}"])
+def test_a_template_that_does_not_render_is_said_so(template: str) -> None:
+    with pytest.raises(TemplateFailed, match="Template error"):
+        render_chat(tokenizer(), template, [{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize("template", ["{other}", "{input.nothing}", "{", "{0}"])
+def test_a_prompt_that_does_not_render_is_said_so(template: str) -> None:
+    with pytest.raises(TemplateFailed, match="prompt does not render"):
+        render_prompt(template, [{"role": "user", "content": "x"}], None)
 
 
 def test_a_silent_stream_is_kept_open_and_closed_with_its_reader() -> None:
