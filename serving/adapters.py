@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from serving.base_model import BaseModel
 from serving.engine import Engine
 from serving.errors import AdapterFailed, GenerationFailed
+from serving.lookups import Lookups
 from serving.lora import LoraWeights, load_lora
 from serving.registry import (
     AdapterRef,
@@ -63,6 +64,7 @@ class Adapters:
         """`post` has the engine's thread do something; `fail` ends the requests that wait for a version."""
         self._base = base
         self._registry = registry
+        self._lookups = Lookups(registry)
         self._engine = engine
         self._post = post
         self._fail = fail
@@ -78,7 +80,7 @@ class Adapters:
             settle(waiter, why)
 
     async def resolve(self, adapter_id: str | None) -> AdapterRef | None:
-        """The version that an id means. A resident one is known; others are asked for in a thread: it may be a bucket.
+        """The version that an id means. A resident one is known; others are looked up.
 
         Raises:
             AdapterFailed: none in the registry.
@@ -88,10 +90,7 @@ class Adapters:
         known = self._resident.get(adapter_id)
         if known is not None:
             return known
-        try:
-            return await asyncio.to_thread(self._registry.resolve, adapter_id)
-        except (RegistryError, OSError) as why:
-            raise AdapterFailed(str(why)) from why
+        return await self._lookups.resolve(adapter_id)
 
     def refuse_if_failed(self, ref: AdapterRef | None) -> None:
         """A load that failed lately fails again at once.

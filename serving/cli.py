@@ -103,6 +103,19 @@ def serve(
         typer.Option(min=2, help="Tokens of prompt and answer; default is the model's own limit."),
     ] = None,
     adapter_memory: Annotated[str, typer.Option(help="Memory for resident adapters.")] = "512MiB",
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID", help="Adapter loaded at the start and never evicted; repeat it."
+        ),
+    ] = None,
+    allow: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder outside the registry that links in it may lead to; repeat it.",
+        ),
+    ] = None,
     home: HomeOption = Path(".graduate"),
     drain: Annotated[str, typer.Option(help="Time open requests get after SIGTERM.")] = "30s",
     as_json: Annotated[
@@ -133,6 +146,8 @@ def serve(
         queue=queue,
         max_total_tokens=max_total_tokens,
         adapter_memory_bytes=parsed(size_bytes, adapter_memory, "--adapter-memory"),
+        pinned=tuple(pin or ()),
+        allowed=tuple(allow or ()),
         drain_seconds=parsed(seconds, drain, "--drain"),
     )
 

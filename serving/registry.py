@@ -17,7 +17,9 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,13 +182,18 @@ def tensor_names(file: Path) -> set[str]:
 class Registry:
     """Adapters under one root. Reads see only whole versions; publishing is one rename, or the manifest written last."""
 
-    def __init__(self, root: str | Path, cache: Path | None = None) -> None:
+    def __init__(
+        self, root: str | Path, cache: Path | None = None, allowed: Iterable[Path] = ()
+    ) -> None:
+        """`cache` is where a bucket's versions are kept; links in a folder may lead into it and into `allowed` alone."""
         self.root = str(root).rstrip("/")
         self._is_local = "://" not in self.root
         # A listing kept from before would hide what others have published since.
         options = {} if self._is_local else {"use_listings_cache": False}
         self._fs, self._base = fsspec.core.url_to_fs(self.root, **options)
         self._cache = cache or Path(tempfile.gettempdir()) / "graduate-adapters"
+        self._roots = [Path(place).resolve() for place in (self._base, *allowed)]
+        self._fetching: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
     def _found(self, name: str) -> list[AdapterRef]:
         """Published versions of one name, or of all for `*`."""
@@ -250,8 +257,9 @@ class Registry:
 
         Raises:
             UnknownAdapter: there is none.
-            BrokenAdapter: its manifest cannot be read.
+            BrokenAdapter: its manifest cannot be read, or leads out of the registry.
         """
+        self._check_inside(ref)
         try:
             with self._reached():
                 data = self._fs.cat_file(self._path(ref, "manifest.json"))
@@ -263,20 +271,44 @@ class Registry:
             raise BrokenAdapter(f"adapter {ref.id}: manifest.json: {why}") from why
 
     def open_local(self, ref: AdapterRef) -> Path:
-        """A local folder with the version's files; fetched once from a remote registry."""
+        """A local folder with the version's files; fetched once from a remote registry, also when several ask at once.
+
+        Raises:
+            BrokenAdapter: a file of it leads out of the registry.
+        """
         if self._is_local:
-            return Path(self._base) / ref.name / str(ref.version)
+            self._check_inside(ref)
+            return self._folder(ref)
         digest = self.manifest(ref).digest[:16]
         folder = self._cache / f"{ref.name}-{ref.version}-{digest}"
-        if not folder.exists():
-            self._cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._cache) as scratch:
-                target = Path(scratch) / "adapter"
-                with self._reached():
-                    self._fs.get(self._path(ref, ""), str(target), recursive=True)
-                with contextlib.suppress(OSError):  # another process fetched the same version
-                    target.rename(folder)
+        with self._fetching[folder]:
+            if not folder.exists():
+                self._fetch(ref, folder)
         return folder
+
+    def _fetch(self, ref: AdapterRef, folder: Path) -> None:
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._cache) as scratch:
+            target = Path(scratch) / "adapter"
+            with self._reached():
+                self._fs.get(self._path(ref, ""), str(target), recursive=True)
+            with contextlib.suppress(OSError):  # another process fetched the same version
+                target.rename(folder)
+
+    def _folder(self, ref: AdapterRef) -> Path:
+        return Path(self._base) / ref.name / str(ref.version)
+
+    def _check_inside(self, ref: AdapterRef) -> None:
+        """No link of a version in a folder leads anywhere else: whoever may write here shall not have other files read."""
+        if not self._is_local:
+            return
+        folder = self._folder(ref)
+        for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
+            real = path.resolve()
+            if not any(real.is_relative_to(root) for root in self._roots):
+                raise BrokenAdapter(
+                    f"adapter {ref.id}: {path.name} leads out of the registry {self.root}"
+                )
 
     def publish(
         self, name: str, folder: Path, fields: ManifestFields, lineage: dict[str, Any]
@@ -317,7 +349,7 @@ class Registry:
 
     def _publish_local(self, ref: AdapterRef, folder: Path, documents: dict[str, bytes]) -> bool:
         """One rename; False when another publisher took the number."""
-        parent = Path(self._base) / ref.name
+        parent = self._folder(ref).parent
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".publish-") as scratch:
             target = Path(scratch) / "adapter"

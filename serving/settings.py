@@ -20,6 +20,8 @@ class AppSettings:
     startup_timeout_seconds: float = 60.0
     """How long `/startup` waits for its one token."""
     version: str = "0.1.0"
+    pinned: tuple[str, ...] = ()
+    """Adapter versions that are loaded before the server is ready, and not unloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,10 @@ class ServeSettings:
     max_total_tokens: int | None = None
     """Prompt and answer together; None takes what the model was made for."""
     adapter_memory_bytes: int = 512 * 2**20
+    pinned: tuple[str, ...] = ()
+    """Adapters that are loaded at the start and stay."""
+    allowed: tuple[Path, ...] = ()
+    """Folders outside the registry that links in it may lead to."""
     drain_seconds: float = 30.0
 
 

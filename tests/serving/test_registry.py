@@ -1,6 +1,7 @@
 """The registry: immutable versions, atomic publishing, and what is refused. A folder, and a remote file system in memory."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from serving import base_model
 from serving.errors import OperatorError
 from serving.registry import (
+    AdapterRef,
     BrokenAdapter,
     ManifestFields,
     Registry,
@@ -132,6 +134,64 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path, adapter: Path) 
     (registry.open_local(ref) / "manifest.json").write_text('{"rank": "four"}')
     with pytest.raises(BrokenAdapter, match=r"mail/1: manifest\.json"):
         registry.manifest(ref)
+
+
+@pytest.mark.parametrize("linked", ["the version", "its name", "a file"])
+def test_links_lead_out_of_the_registry_only_where_the_operator_allows_it(
+    tmp_path: Path, adapter: Path, linked: str
+) -> None:
+    outside = Registry(tmp_path / "outside")
+    ref = outside.publish("mail", adapter, FIELDS, {})
+    there = outside.open_local(ref)
+    here = tmp_path / "registry" / "mail" / "1"
+    here.parent.parent.mkdir()
+    if linked == "its name":
+        here.parent.symlink_to(there.parent)
+    elif linked == "the version":
+        here.parent.mkdir()
+        here.symlink_to(there)
+    else:
+        shutil.copytree(there, here)
+        (here / "chat_template.jinja").symlink_to("/etc/passwd")
+    for read in (Registry(tmp_path / "registry").open_local, Registry(here.parent.parent).manifest):
+        with pytest.raises(BrokenAdapter, match="leads out of the registry"):
+            read(ref)
+    allowed = Registry(here.parent.parent, allowed=[tmp_path / "outside", Path("/etc")])
+    assert allowed.manifest(ref) == outside.manifest(ref)
+    assert (allowed.open_local(ref) / "adapter_model.safetensors").is_file()
+
+
+def test_links_inside_the_registry_are_followed(tmp_path: Path, adapter: Path) -> None:
+    """As mounted volumes have them, and a registry that is itself a link."""
+    registry = Registry(tmp_path / "real")
+    ref = registry.publish("mail", adapter, FIELDS, {})
+    folder = registry.open_local(ref)
+    (folder / "manifest.json").rename(folder / "..data")
+    (folder / "manifest.json").symlink_to("..data")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert Registry(tmp_path / "link").manifest(ref).name == "mail"
+    assert (Registry(tmp_path / "link").open_local(ref) / "adapter_config.json").is_file()
+
+
+def test_who_asks_together_for_a_remote_version_waits_for_one_fetch(
+    adapter: Path, tmp_path: Path
+) -> None:
+    fetched = []
+
+    class Counting(Registry):
+        def _fetch(self, ref: AdapterRef, folder: Path) -> None:
+            fetched.append(ref.id)
+            super()._fetch(ref, folder)
+
+    registry = Counting("memory://together", cache=tmp_path / "cache")
+    ref = registry.publish("mail", adapter, FIELDS, {})
+    threads = [threading.Thread(target=registry.open_local, args=(ref,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fetched == ["mail/1"]
+    assert [path.name[:7] for path in (tmp_path / "cache").iterdir()] == ["mail-1-"]
 
 
 def test_a_remote_registry_by_fsspec(adapter: Path, tmp_path: Path) -> None:
