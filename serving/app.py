@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from serving import error_bodies
@@ -17,7 +17,7 @@ from serving.app_native import NativeApi
 from serving.app_openai import OpenAiApi
 from serving.app_operations import OperationsApi
 from serving.bodies import BodyRefused, CallerGone, json_response
-from serving.errors import InvalidRequest, Overloaded, ServingError
+from serving.errors import GenerationFailed, InvalidRequest, Overloaded, ServingError
 from serving.metrics import ServingMetrics
 from serving.prompts import Prompts
 from serving.registry import Registry, UnknownAdapter
@@ -58,6 +58,8 @@ def create_app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await worker.start()
         try:
+            for adapter in settings.pinned:
+                await worker.load(adapter)
             yield
         finally:
             state.is_draining = True
@@ -71,7 +73,9 @@ def create_app(
             ServingError: _failed,
             BodyRefused: _refused,
             CallerGone: _gone,
+            ClientDisconnect: _gone,
             HTTPException: _not_served,
+            Exception: _broken,
         },
     )
     app.state.serving = state
@@ -130,6 +134,12 @@ async def _refused(request: Request, why: Exception) -> Response:
 async def _gone(_: Request, __: Exception) -> Response:
     """Nobody reads this; 499 is what proxies log for it."""
     return Response(status_code=499)
+
+
+async def _broken(request: Request, why: Exception) -> Response:
+    """A mistake of ours; the traceback goes to the log, and is no business of the caller's."""
+    body = error_bodies.openai if _is_openai(request) else error_bodies.native
+    return json_response(body(GenerationFailed(f"internal error: {type(why).__name__}"))[1], 500)
 
 
 async def _not_served(request: Request, why: Exception) -> Response:

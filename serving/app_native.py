@@ -52,7 +52,9 @@ class NativeApi:
         """`POST /tokenize`: tokens and their places."""
         body = await read_body(request, TokenizeRequest, self._state.settings.max_body_bytes)
         special = True if body.add_special_tokens is None else body.add_special_tokens
-        return json_response(self._state.prompts.pieces(body.inputs, add_special_tokens=special))
+        return json_response(
+            await self._state.prompts.pieces(body.inputs, add_special_tokens=special)
+        )
 
     async def _body(self, request: Request) -> NativeRequest:
         try:
@@ -86,9 +88,9 @@ class NativeApi:
 
     async def _stream(self, body: NativeRequest) -> Response:
         parameters = body.parameters or wire_native.Parameters()
-        named = parameters.adapter_id
+        named = None  # a text of the caller's is no header value
         with contextlib.suppress(AdapterFailed):  # said by the stream itself
-            ref = await self._state.resolve(named)
+            ref = await self._state.resolve(parameters.adapter_id)
             named = ref.id if ref else None
         return self._state.stream(
             self._events(body),

@@ -50,7 +50,9 @@ class Flavour:
     request: ChatRequest | CompletionRequest
     prompt: str
     whole: Callable[[replies.Head, Sampling, Sequence[Generated]], dict[str, Any]]
-    chunk: Callable[[replies.Head, int, str, str | None, Sequence[TokenOut] | None], dict[str, Any]]
+    chunk: Callable[
+        [replies.Head, int, str, str | None, Sequence[TokenOut] | None, int], dict[str, Any]
+    ]
     opening: Callable[[replies.Head, int], dict[str, Any] | None]
     kind: str
     wants_logprobs: bool
@@ -68,6 +70,7 @@ class OpenAiApi:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/models", self.models),
+            Route("/v1/models/{model:path}", self.model),
             Route("/v1/load_lora_adapter", self.load_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", self.unload_adapter, methods=["POST"]),
         ]
@@ -185,6 +188,13 @@ class OpenAiApi:
             replies.models(self._state.started_at, self._state.base_id, iter(names))
         )
 
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/ID`: one of them; `latest` is answered with the version that it means."""
+        ref = await self._state.resolve(request.path_params["model"])
+        names = [] if ref is None else [ref.id]
+        listed = replies.models(self._state.started_at, self._state.base_id, iter(names))
+        return json_response(listed["data"][-1])
+
     async def load_adapter(self, request: Request) -> Response:
         """`POST /v1/load_lora_adapter`: resident when this returns."""
         body = await read_body(
@@ -205,6 +215,8 @@ class OpenAiApi:
         if version not in self._state.worker.resident():
             text = f"The lora adapter '{body.lora_name}' cannot be found."
             return json_response(error_bodies.vanished(text), 404)
+        if version in self._state.settings.pinned:
+            raise InvalidRequest(f"The lora adapter '{body.lora_name}' is pinned.")
         await self._state.worker.unload(version)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
@@ -222,6 +234,7 @@ def _chat(body: ChatRequest, prompt: str) -> Flavour:
         text: str,
         finish: str | None,
         tokens: Sequence[TokenOut] | None,
+        _: int,
     ) -> dict[str, Any]:
         return replies.chat_chunk(head, index, {"content": text} if text else {}, finish, tokens)
 
@@ -239,13 +252,25 @@ def _chat(body: ChatRequest, prompt: str) -> Flavour:
 
 
 def _completion(body: CompletionRequest, prompt: str) -> Flavour:
+    start = len(prompt) if body.echo else 0
+
+    def chunk(
+        head: replies.Head,
+        index: int,
+        text: str,
+        finish: str | None,
+        tokens: Sequence[TokenOut] | None,
+        offset: int,
+    ) -> dict[str, Any]:
+        return replies.completion_chunk(head, index, text, finish, tokens, start + offset)
+
     return Flavour(
         request=body,
         prompt=prompt,
         whole=lambda head, sampling, found: replies.completion_response(
             body, head, sampling, found
         ),
-        chunk=replies.completion_chunk,
+        chunk=chunk,
         opening=lambda head, index: (
             replies.completion_chunk(head, index, prompt) if body.echo else None
         ),
@@ -273,8 +298,9 @@ def _item_chunks(
     """Chunks of one item: a token's visible text, or what was held back and the end."""
     if isinstance(item, Finished):
         rest = shown.rest(item, sampling)
-        chunks = [flavour.chunk(head, index, rest, None, None)] if rest else []
-        return [*chunks, flavour.chunk(head, index, "", replies.FINISH[item.reason], None)]
-    text = shown.feed(item.text)
+        chunks = [flavour.chunk(head, index, rest, None, None, 0)] if rest else []
+        return [*chunks, flavour.chunk(head, index, "", replies.FINISH[item.reason], None, 0)]
+    offset = shown.num_fed
+    text = shown.feed("" if item.special else item.text)
     tokens = [item] if flavour.wants_logprobs and not item.special else None
-    return [flavour.chunk(head, index, text, None, tokens)] if text or tokens else []
+    return [flavour.chunk(head, index, text, None, tokens, offset)] if text or tokens else []

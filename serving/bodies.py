@@ -48,6 +48,8 @@ async def read_body(
         ) from why
     except (msgspec.DecodeError, UnicodeDecodeError) as why:
         raise BodyRefused(400, f"Failed to parse the request body as JSON: {why}") from why
+    except RecursionError as why:
+        raise BodyRefused(400, "Failed to parse the request body as JSON: nested too deep") from why
 
 
 def json_response(

@@ -8,6 +8,7 @@
     ├── Overloaded            429 overloaded: the queue is full
     ├── Incomplete            500 incomplete_generation
     ├── Unhealthy             503 healthcheck
+    ├── NoFastTokenizer       404 no fast tokenizer: /tokenize cannot tell places
     └── OperatorError         refuses to start: model missing, port taken, bad setting
 
 Status and `error_type` are LoRAX's.
@@ -73,6 +74,13 @@ class Unhealthy(ServingError):
 
     status = 503
     error_type = "healthcheck"
+
+
+class NoFastTokenizer(ServingError):
+    """The base model's tokenizer cannot tell where in a text its tokens are."""
+
+    status = 404
+    error_type = "no fast tokenizer"
 
 
 class OperatorError(ServingError):

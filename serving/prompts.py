@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.chat import Messages, render_chat, render_prompt
-from serving.errors import AdapterFailed, InvalidRequest
+from serving.errors import AdapterFailed, NoFastTokenizer
 from serving.registry import AdapterRef, Registry, RegistryError
 
 LONG_CHARACTERS = 20_000
@@ -42,14 +42,19 @@ class Prompts:
 
         return await asyncio.to_thread(ids) if len(text) > LONG_CHARACTERS else ids()
 
-    def pieces(self, text: str, *, add_special_tokens: bool) -> list[dict[str, Any]]:
+    async def pieces(self, text: str, *, add_special_tokens: bool) -> list[dict[str, Any]]:
         """`/tokenize`: each token with its place in the text, in characters.
 
         Raises:
-            InvalidRequest: the tokenizer cannot tell places.
+            NoFastTokenizer: the tokenizer cannot tell places.
         """
         if not self._tokenizer.is_fast:
-            raise InvalidRequest("no fast tokenizer")
+            raise NoFastTokenizer("the base model has no fast tokenizer")
+        if len(text) > LONG_CHARACTERS:
+            return await asyncio.to_thread(self._pieces, text, add_special_tokens)
+        return self._pieces(text, add_special_tokens)
+
+    def _pieces(self, text: str, add_special_tokens: bool) -> list[dict[str, Any]]:
         encoded = self._tokenizer(
             text, add_special_tokens=add_special_tokens, return_offsets_mapping=True
         )

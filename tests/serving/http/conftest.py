@@ -68,8 +68,13 @@ def publish(root: Path, base: Any, folder: Path, seed: int) -> list[str]:
 
 
 @contextmanager
-def running(root: Path, **worker_settings: Any) -> Iterator[LiveServer]:
-    """A server over a fresh model and registry under `root`."""
+def running(
+    root: Path,
+    worker_type: type[Any] | None = None,
+    pinned: tuple[str, ...] = (),
+    **worker_settings: Any,
+) -> Iterator[LiveServer]:
+    """A server over a fresh model and registry under `root`, with a worker of another type when one is given."""
 
     from serving import base_model
     from serving.listen import address_of, bind
@@ -88,10 +93,11 @@ def running(root: Path, **worker_settings: Any) -> Iterator[LiveServer]:
     base = base_model.load(str(root / "model"), root / "cache")
     adapters = publish(root / "registry", base, root / "model", seed=1)
     registry = Registry(root / "registry")
-    worker = Worker(base, registry, WorkerSettings(**worker_settings))
+    kept = WorkerSettings(pinned=frozenset(pinned), **worker_settings)
+    worker = (worker_type or Worker)(base, registry, kept)
     listener = bind("127.0.0.1", 0)
     config = uvicorn.Config(
-        create_app(worker, registry, AppSettings()), log_level="warning", lifespan="on"
+        create_app(worker, registry, AppSettings(pinned=pinned)), log_level="warning", lifespan="on"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
@@ -120,6 +126,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 def crowded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server that runs one request at a time and lets one wait."""
     with running(tmp_path_factory.mktemp("crowded"), max_batch=1, queue=1) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def faulty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server whose worker fails as the prompt says, with an adapter of another base model and one that is pinned."""
+    from tests.serving.faulty import FaultyWorker, publish_foreign
+
+    root = tmp_path_factory.mktemp("faulty")
+    publish_foreign(root)
+    with running(root, FaultyWorker, ("tickets/1",)) as live:
         yield live
 
 

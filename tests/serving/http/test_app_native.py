@@ -98,6 +98,14 @@ def test_a_stream_that_fails_is_a_200_with_an_error_event(
     assert http.post("/generate", json=body(**parameters)).json() == event
 
 
+@pytest.mark.parametrize("name", ["a\r\nx-evil: 1", "é😀", "nobody/1"])
+def test_a_callers_own_words_are_no_header(server: Any, http: httpx.Client, name: str) -> None:
+    reply = http.post("/generate_stream", json=body(adapter_id=name))
+    assert reply.status_code == 200
+    assert events(reply.text)[0]["error_type"] == "generation"
+    assert not {"x-adapter-id", "x-evil"} & set(reply.headers)
+
+
 @pytest.mark.parametrize(
     ("parameters", "status", "error_type"),
     [
@@ -123,10 +131,11 @@ def test_failures_have_loraxs_status_and_type(
         (b"{}", "application/json", 422),
         (b'{"inputs": 3}', "application/json", 422),
         (b'{"inputs": "x", "parameters": {"top_k": "a"}}', "application/json", 422),
+        (b'{"inputs": "x", "parameters": {"response_format": {"type": "xml"}}}', "application/json", 422),
         (b'{"inputs": "x"}', "text/plain", 415),
         (b'{"inputs": "' + b"x" * 2_100_000 + b'"}', "application/json", 413),
     ],
-    ids=["not JSON", "not UTF-8", "no inputs", "inputs of another type", "a parameter of another type", "media type", "too long"],
+    ids=["not JSON", "not UTF-8", "no inputs", "inputs of another type", "a parameter of another type", "another form of output", "media type", "too long"],
 )  # fmt: skip
 def test_a_body_that_cannot_be_read_is_plain_text(
     server: Any, http: httpx.Client, content: bytes, media: str, status: int
@@ -141,6 +150,7 @@ def test_tokenize(server: Any, http: httpx.Client) -> None:
     assert found
     assert all(set(token) == {"id", "text", "start", "stop"} for token in found)
     assert found[-1]["stop"] == len("hello world")
+    assert len(http.post("/tokenize", json={"inputs": "hello world" * 3000}).json()) > 3000
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/ping", "/ready", "/startup"])
