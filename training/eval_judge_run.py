@@ -19,6 +19,7 @@ from training.errors import ConfigError, DataError
 from training.eval_bits import spread
 from training.eval_judge import RUBRIC, Human, JudgeReport, asks, report, verdicts
 from training.evaluate import STUDENT, TEACHER, TestReport
+from training.form import address
 from training.label import Job, cost_of
 from training.label_teacher import Asked
 
@@ -209,6 +210,7 @@ def options_of(
     """
     if url is None or not url.startswith(("http://", "https://")):
         raise ConfigError(f"--judge-url {url!r}: allowed: http://… or https://…, with /v1")
+    address(url, "--judge-url")
     if prices[0] is None or prices[1] is None:
         raise ConfigError(
             f"the price of {models[0]} is not known: give --judge-input-price and --judge-output-price in US dollars a "

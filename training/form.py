@@ -1,11 +1,13 @@
-"""JSON texts of people's files, and what is wrong with an answer under a route's spec, in words. Pure."""
+"""JSON texts of people's files, addresses, and what is wrong with an answer under a route's spec, in words. Pure."""
 
 import json
 from typing import Any
 
+import httpx
+
 from router.answer_spec import AnswerSpec
 from router.compare import parse
-from training.errors import DataError
+from training.errors import ConfigError, DataError
 
 
 def json_of(text: str, place: str) -> Any:
@@ -44,3 +46,18 @@ def misfit(spec: AnswerSpec, answer: str) -> str | None:
         return None
     field = ".".join(map(str, error.instance_path))
     return f"{field + ': ' if field else ''}{error.message}"
+
+
+def address(said: str, flag: str) -> str:
+    """The address of a server as it was said.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        url = httpx.URL(said)
+    except httpx.InvalidURL as why:
+        raise ConfigError(f"{flag} {said!r}: {why}: allowed: http://HOST:PORT") from why
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError(f"{flag} {said!r}: allowed: http://HOST:PORT or https://HOST")
+    return said

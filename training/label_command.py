@@ -58,6 +58,7 @@ def label(
     from training import imports
     from training.build import Keys
     from training.commands import operator_errors
+    from training.form import address
     from training.import_formats import Columns
     from training.label import Teacher, jobs_of
     from training.label_run import LabelRun
@@ -72,6 +73,7 @@ def label(
             raise DataError(f"{input_file}: no rows")
         if url is None:
             raise ConfigError("label: give --teacher-url, or --policy and --route")
+        address(url, "--teacher-url")
         run = LabelRun(
             cache, api_key_env or source.key_env, concurrency, max_usd, yes, min_first, as_json
         )

@@ -148,8 +148,8 @@ def _rung(
     each = tuple(run.accuracy for run in runs)
     gain, noise, holds = None, None, True
     if below:
-        vectors = [[[run.right[i] for i in ids] for run in group] for group in (runs, below)]
-        gain = seeds_gap(*vectors)
+        mine, theirs = ([[run.right[i] for i in ids] for run in group] for group in (runs, below))
+        gain = seeds_gap(mine, theirs)
         noise = seeds_alone(each, [run.accuracy for run in below])
         beyond = noise is not None and gain.difference > max(noise, worth)
         holds = beyond and gain.low > 0

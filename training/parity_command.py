@@ -50,11 +50,18 @@ def parity(
     from router.home import Home
     from training.commands import newest, operator_errors, progress_bar
     from training.errors import PublishRefused
+    from training.form import address
     from training.parity import Limits, Target, dialect, through
 
     place = Home(home)
     with operator_errors():
-        target = Target(server_url, adapter, dialect(kind), adapter_source, timeout_seconds)
+        target = Target(
+            address(server_url, "--server-url"),
+            adapter,
+            dialect(kind),
+            adapter_source,
+            timeout_seconds,
+        )
         limits = Limits(least, least_prefix)
         folder = run or newest(place.runs, "*-*", "run")
         wanted, limit = _expected(folder, place, rows)

@@ -30,7 +30,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def loss_curve(log: Path, path: Path) -> None:
-    """Training loss a step (smoothed) and validation loss an epoch, against rows seen."""
+    """Training loss a step (smoothed), validation loss and exact answers an epoch, against rows seen."""
     known = run_log.lines(log)
     steps = [line for line in known if "loss" in line]
     epochs = [line for line in known if "validation_loss" in line]
@@ -47,7 +47,15 @@ def loss_curve(log: Path, path: Path) -> None:
         label="validation",
     )
     axes.set(yscale="log", xlabel="rows seen", ylabel="cross-entropy, nats a token")
-    axes.legend(frameon=False)
+    share = axes.twinx()
+    share.plot(
+        [e["rows"] for e in epochs], [100 * e["exact_share"] for e in epochs],
+        "s:", color=TEACHER, ms=4, label="exact answers (right)",
+    )  # fmt: skip
+    share.set(ylim=(0, 100), ylabel="exact validation answers, %")
+    share.spines["top"].set_visible(False)
+    lines = [*axes.get_lines(), *share.get_lines()]
+    axes.legend(lines, [line.get_label() for line in lines], frameon=False, fontsize=8)
     save_figure(figure, path)
 
 

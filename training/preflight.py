@@ -347,12 +347,16 @@ def show(report: PreflightReport, as_json: bool, console: Console | None = None)
     table.add_row("estimated time", f"{report.estimated_seconds:.0f} s")
     table.add_row("estimated memory", report.memory.sentence())
     table.add_row("stop token trained", "yes" if report.ends_with_eos else "no")
-    if report.at_start is not None:
-        told = f"{report.at_start.engine:.3f} nats a token, plain model {report.at_start.plain:.3f}, guessing {report.at_start.uniform:.2f}"
-        table.add_row("loss before a step", told)
-    if report.overfit is not None:
-        by_heart = f"{100 * report.overfit.exact_share:.0f} % of {report.overfit.rows} rows exact after {report.overfit.passes} passes"
-        table.add_row("learnt by heart", by_heart)
+    if (start := report.at_start) is not None:
+        table.add_row(
+            "loss before a step",
+            f"{start.engine:.3f} nats a token, plain model {start.plain:.3f}, guessing {start.uniform:.2f}",
+        )
+    if (learnt := report.overfit) is not None:
+        table.add_row(
+            "learnt by heart",
+            f"{100 * learnt.exact_share:.0f} % of {learnt.rows} rows exact after {learnt.passes} passes",
+        )
     for mask in report.masks:
         table.add_row(
             "loss falls on", f"[dim]…{escape(mask.masked[-60:])}[/] ▶ {escape(mask.trained)}"

@@ -197,6 +197,7 @@ def _server(
         ConfigError: an unknown dialect, no http address, or what is said of a server that is not named.
     """
     from training.errors import ConfigError
+    from training.form import address
     from training.parity import dialect
     from training.publish_run import Server
 
@@ -206,9 +207,7 @@ def _server(
             if said is not None:
                 raise ConfigError(f"{flag} {said!r}: name the running server by --server-url")
         return None
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--server-url {url!r}: allowed: http://HOST:PORT")
-    return Server(url, speaks, served_as, adapter_source, limits)
+    return Server(address(url, "--server-url"), speaks, served_as, adapter_source, limits)
 
 
 def _terms(file: Path | None, said: tuple[str, str] | None) -> tuple[Any, Any]:

@@ -75,7 +75,7 @@ def test_rows_on_which_teacher_and_gold_agree_come_first(dataset: Dataset, base:
 def test_a_run_of_stages_leaves_what_a_run_leaves(
     dataset: Dataset, base: BaseModel, base_folder: Path, tmp_path: Path
 ) -> None:
-    told = []
+    told: list[Any] = []
     result = fitted(tmp_path / "run", dataset, base, tell=told.append)
     assert [e.epoch for e in result.epochs] == [1, 2, 3]
     assert {e.phase.partition(",")[0] for e in told} == {"stage 1", "stage 2"}

@@ -1,5 +1,6 @@
 """A run's curves: a torn log is read as far as it is whole, events are there for each pass, a missing package is said."""
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -51,13 +52,12 @@ def test_without_the_package_it_is_said_before_training() -> None:
 def test_events_hold_every_step_and_epoch_by_rows_seen(
     dataset: Dataset, base: BaseModel, tmp_path: Path
 ) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    reader: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     config = FitConfig.model_validate(
         {"epochs": 2, "lora": {"top_layers": 1}, "frozen_products": "fp32", "tensorboard": True}
     )
     result = Run(tmp_path / "run", config, dataset, base.model, base.tokenizer).fit()
-    events = EventAccumulator(str(tmp_path / "run" / curves.EVENTS))
+    events = reader.EventAccumulator(str(tmp_path / "run" / curves.EVENTS))
     events.Reload()
     log = run_log.lines(tmp_path / "run" / curves.LOG)
     losses = {e.step: e.value for e in events.Scalars("loss")}

@@ -174,7 +174,7 @@ def test_the_next_point_costs_labels_and_one_more_training() -> None:
         for seed, error in enumerate(errors)
     ]  # fmt: skip
 
-    def cost(**prices: float) -> float:
+    def cost(**prices: Any) -> float:
         found = experiment_report.report("x", runs, len(runs), **prices).ablations[0]
         assert found.law.rows_for_a_point is not None
         assert found.usd_for_a_point is not None

@@ -7,8 +7,8 @@ import pytest
 from router.answer_spec import AnswerSpec, Compare
 from tests.training.conftest import route
 from training import build
-from training.errors import DataError
-from training.form import json_of, misfit
+from training.errors import ConfigError, DataError
+from training.form import address, json_of, misfit
 
 LABELS = AnswerSpec(kind="label", labels=("yes", "no"))
 NESTED = AnswerSpec(
@@ -60,6 +60,16 @@ def test_what_is_wrong_with_an_answer_is_said(
 ) -> None:
     found = misfit(spec, answer)
     assert found == problem if problem is None else problem in str(found)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["127.0.0.1:80", "http://", "http://[::bad", "http://h:port", "ftp://host"],
+)
+def test_what_is_no_address_of_a_server(said: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--url .* allowed: http://HOST:PORT"):
+        address(said, "--url")
+    assert address("http://127.0.0.1:8080/v1", "--url") == "http://127.0.0.1:8080/v1"
 
 
 def row(number: int, **answers: Any) -> build.Row:

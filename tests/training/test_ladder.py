@@ -194,3 +194,10 @@ def test_a_ladder_of_llamas_stops_where_nothing_is_gained(tmp_path: Path) -> Non
 def test_the_picture_names_the_rung_to_take(tmp_path: Path) -> None:
     experiment_plots.ladder(ladder.climb(rungs(0.5, 0.8, 0.8), 3), tmp_path / "l.png")
     assert (tmp_path / "l.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["ladder", "tickets", "tickets-short"])
+def test_the_shipped_experiments_can_be_planned(name: str) -> None:
+    file = Path(__file__).parents[2] / "examples" / "experiments" / f"{name}.yaml"
+    planned = experiments.plan(experiments.load(file))
+    assert len({p.name for p in planned}) == len(planned)
