@@ -17,6 +17,8 @@ Stops = Literal["always", "signature", "verdict", "never"]
 Verdict = Literal["graduate", "hybrid only", "do not graduate"]
 LEAST_AGREEMENT = 0.5
 """Without gold answers: the share of the teacher's answers that a student beside it must give."""
+MOST_HANDED_OVER = 0.9
+"""Share of the requests that a hybrid may leave to the teacher: with nearly all of them left, any student is as good as it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,8 @@ def _together(test: dict[str, Any]) -> Gate:
         f"{100 * right['share']:.1f} % right, up to {100 * right['high']:.1f}, with the teacher on "
         f"{100 * found['handed_over']:.0f} % of requests"
     )
-    limit = f"the teacher alone: {100 * teacher['share']:.1f} %, on less than all requests"
-    holds = found["handed_over"] < 1 and right["high"] >= teacher["share"]
+    limit = f"the teacher alone: {100 * teacher['share']:.1f} %, on at most {100 * MOST_HANDED_OVER:.0f} % of requests"
+    holds = found["handed_over"] <= MOST_HANDED_OVER and right["high"] >= teacher["share"]
     return Gate(name, outcome(holds), figure, limit, "verdict")
 
 

@@ -78,6 +78,9 @@ def mistakes(
         folder = run or newest(place.runs, "*-*", "run")
         dataset = Dataset.load(Path(open_origin(folder)["dataset"]))
         spec = AnswerSpec.model_validate(dataset.info.answer)
+        classes = dataset.info.classes.get(split, {})
+        if class_name is not None and class_name not in classes:
+            raise ConfigError(f"--class {class_name!r}: allowed: {', '.join(sorted(classes)) or 'none'}")  # fmt: skip
         rows = _cases(folder, dataset, spec, split, place, as_json)
         shown = core.choose(rows, which, class_name=class_name, search=search)
         traces = {

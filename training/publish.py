@@ -269,5 +269,8 @@ def load_evaluation(run: Path) -> dict[str, Any]:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as why:
         raise DataError(f"{file}: {why}; run `graduate train evaluate --run {run}` first") from why
-    assert isinstance(found, dict)
+    if not isinstance(found, dict) or not isinstance(found.get("tests"), list):
+        raise DataError(
+            f"{file}: not what `graduate train evaluate` wrote: no 'tests'; run `graduate train evaluate --run {run}` again"
+        )
     return found

@@ -47,6 +47,8 @@ def report_of(split: str, non_inferior: bool | None, **hybrid: float) -> dict[st
         pytest.param([("test", False, {}), ("test_balanced", True, {})], "hybrid only", "hybrid on test:", id="not on the traffic's mix"),
         pytest.param([("test", False, {"handed_over": 1.0}), ("test_balanced", True, {})], "do not graduate",
                      "with the teacher on 100 %", id="all of it handed over is the teacher alone"),
+        pytest.param([("test", False, {"handed_over": 0.98}), ("test_balanced", True, {})], "do not graduate",
+                     "on at most 90 % of requests", id="the teacher answers nearly everything"),
         pytest.param([("test", False, {}), ("test_balanced", True, {"high": 0.85})], "do not graduate", "hybrid on test_balanced",
                      id="together worse on the balanced set"),
         pytest.param([("test", None, {"student": 0.8})], "hybrid only", "80.0 % of 200 test rows; there is no gold", id="no gold"),
