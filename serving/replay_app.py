@@ -178,7 +178,7 @@ async def _missing(request: Request, why: Exception) -> Response:
 async def _body(request: Request) -> dict[str, Any]:
     try:
         body = await request.json()
-    except ValueError as why:
+    except (ValueError, RecursionError) as why:
         raise Refusal(400, "invalid_request_error", f"body: not JSON: {why}") from why
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
         raise Refusal(

@@ -187,8 +187,12 @@ def test_faults_are_openai_errors(
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b"[]", b"{}", b'{"messages":[{"role":"system","content":"x"}]}']
-)
+    "body",
+    [
+        b"{", b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"messages":3}', b'{"messages":[null,3,{"role":"user"}]}',
+        b'{"messages":[{"role":"system","content":"x"}]}',
+    ],
+)  # fmt: skip
 def test_a_bad_body_is_a_400(rows: Rows, body: bytes) -> None:
     async def story() -> httpx.Response:
         transport = httpx.ASGITransport(create_replay_app(rows, ReplaySettings(latency_seconds=0)))

@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.serving.place import Place
+
 COMMAND = [sys.executable, "-m", "serving"]
 
 
@@ -49,6 +51,46 @@ def test_replay_says_where_it_listens_answers_and_ends_on_sigterm(rows: Path) ->
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=10)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.mark.slow
+def test_serve_loads_what_is_pinned_before_it_is_ready(place: Place) -> None:
+    with subprocess.Popen(
+        [
+            *COMMAND, "serve", "--model", str(place.root / "model"), "--adapters", str(place.root / "registry"),
+            "--home", str(place.root / "home"), "--pin", "a1", "--port", "0", "--json",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        metrics = httpx.get(f"{ready['address']}/metrics", trust_env=False).text
+        assert "graduate_serving_resident_adapters 1.0" in metrics
+        unload = {"lora_name": "a1/1"}
+        reply = httpx.post(
+            f"{ready['address']}/v1/unload_lora_adapter", json=unload, trust_env=False
+        )
+        assert "is pinned" in reply.text
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--pin", "nobody"], "--pin: adapter 'nobody' is not in the registry"),
+        (["--pin", "../x"], "allowed: NAME, NAME/latest or NAME/NUMBER"),
+        (["--model", "{root}/nowhere"], "no such file or folder"),
+    ],
+)
+def test_what_serve_refuses(place: Place, arguments: list[str], part: str) -> None:
+    given = [each.format(root=place.root) for each in arguments]
+    registry = ["--adapters", str(place.root / "registry"), "--home", str(place.root / "home")]
+    done = run("serve", "--model", str(place.root / "model"), "--port", "0", *registry, *given)
+    assert (done.returncode, part in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
