@@ -70,6 +70,12 @@ def jigsaw(
         typer.Option(help="Start no job after so long; the same command goes on later."),
     ] = None,
     report_only: Annotated[bool, typer.Option(help="Fit nothing; report what is there.")] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier result (JSON): arms that are not among --arms keep its figures."
+        ),
+    ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Where the JSON goes; default: the study's folder.")
     ] = None,
@@ -83,7 +89,7 @@ def jigsaw(
 
     Example: graduate train study jigsaw --data ../data/jigsaw --arms A,E --seeds 3
     """
-    from training import study_report, study_words
+    from training import study_keep, study_report, study_words
     from training.commands import operator_errors, out
     from training.study import TUNING, JobSpec, Place, plan, read_recipe, rows_of, wanted_arms
     from training.study_data import TESTS
@@ -93,6 +99,7 @@ def jigsaw(
         chosen = wanted_arms(arms)
         recipe = read_recipe(config, assign or ())
         sets = (TUNING,) if tune else (*TESTS, *(str(p.resolve()) for p in extra_test or ()))
+        earlier = None if keep is None else study_keep.read(keep)
         for name in sets:
             rows_of(data, name)  # a wrong file is refused before anything is trained
         make = JobSpec(
@@ -107,16 +114,17 @@ def jigsaw(
         )  # fmt: skip
         found = study_report.report(study)
         name = "tuning" if tune else "jigsaw"
-        written = study_report.write(
+        shown, written = study_report.write(
             found,
             results or folder / f"{name}.json",
             page or folder / f"{name}.md",
             images or folder,
+            earlier,
         )
     if as_json:
-        typer.echo(json.dumps(study_report.plain(found)))
+        typer.echo(json.dumps(shown))
         return
-    out.print(study_words.markdown(study_report.plain(found)), highlight=False, soft_wrap=True)
+    out.print(study_words.markdown(shown), highlight=False, soft_wrap=True)
     out.print("written: " + ", ".join(str(p) for p in written), highlight=False, soft_wrap=True)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from training import study_figures as core
-from training import study_plots, study_words
+from training import study_keep, study_plots, study_words
 from training.metrics import rate
 from training.statistics import paired
 from training.study import RIVAL, TUNING, Place, digest_of, rows_of, set_name
@@ -284,21 +284,42 @@ def plain(found: dict[str, Any]) -> dict[str, Any]:
     return {key: of(value) for key, value in found.items()}
 
 
-def write(found: dict[str, Any], results: Path, page: Path, images: Path) -> list[Path]:
-    """The result as JSON, as a page, and as pictures; what was written."""
+def write(
+    found: dict[str, Any],
+    results: Path,
+    page: Path,
+    images: Path,
+    earlier: dict[str, Any] | None = None,
+) -> tuple[dict[str, Any], list[Path]]:
+    """The result as JSON, as a page, and as pictures; the result as written, and the files.
+
+    Args:
+        earlier: a result whose other arms are kept (`study_keep`); the curves are those of the arms at hand.
+
+    Raises:
+        DataError: arms of the earlier result cannot stand beside the new ones.
+    """
+    shown = plain(found)
+    if earlier is not None:
+        shown = study_keep.merged(shown, earlier)
+        shown["goals"] = study_words.goals(shown["summaries"])
+        shown["conclusions"] = study_words.conclusions(shown["summaries"], shown["gaps"])
     written = [results]
     results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(plain(found), indent=1) + "\n")
+    results.write_text(json.dumps(shown, indent=1) + "\n")
     runs = [run for run in found["runs"] if run["test"] == "balanced" and run["cascade"]]
     teacher = next((t["accuracy"] for t in found["teacher"] if t["test"] == "balanced"), None)
     if runs and teacher is not None:
         study_plots.hand_over_curves(
             runs, teacher, study_words.CASCADE, images / "study-jigsaw-hand-over.png"
         )
-        lines = [s for s in found["summaries"] if s["test"] == "balanced"]
+        lines, seeds = (
+            [one for one in shown[key] if one["test"] == "balanced"]
+            for key in ("summaries", "runs")
+        )
         said = {name: arm["playbook"] for name, arm in found["arms"].items()}
-        study_plots.arms(lines, runs, said, teacher, images / "study-jigsaw-arms.png")
+        study_plots.arms(lines, seeds, said, teacher, images / "study-jigsaw-arms.png")
         written += [images / "study-jigsaw-hand-over.png", images / "study-jigsaw-arms.png"]
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(study_words.markdown(plain(found)))
-    return [*written, page]
+    page.write_text(study_words.markdown(shown))
+    return shown, [*written, page]

@@ -196,4 +196,16 @@ def _how(found: dict[str, Any]) -> list[str]:
         "weighted to the test's mix; what it really hands over on the test is in the table.",
         f"- Labels of the test sets were read: {counted} (each report reads them once).",
         "- TF-IDF is fitted on all rows of an arm, the student on those less its validation rows.",
+        *_kept(found.get("kept")),
     ]  # fmt: skip
+
+
+def _kept(kept: dict[str, Any] | None) -> list[str]:
+    """Which arms were not fitted again, and what follows."""
+    if not kept or not kept["arms"]:
+        return []
+    return [
+        f"- Arms {', '.join(kept['arms'])} have the figures of an earlier run of this study (recipe {kept['recipe_digest']}, which caps the "
+        "rows seen otherwise and makes as many passes over these arms). Their scores row by row are not at hand, so they are not "
+        "compared with the other arms."
+    ]

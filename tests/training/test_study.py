@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from serving.base_model import BaseModel
-from training import study, study_data, study_figures, study_report, study_words
+from training import study, study_data, study_figures, study_keep, study_report, study_words
 from training.config import FitConfig
 from training.encode import Encoded
 from training.errors import ConfigError, DataError
@@ -266,7 +267,7 @@ def test_the_study_from_files_to_report(
     place = study.Place(tmp_path)
     made = study_report.Study(data, place, TINY, ("A", "B"), (0, 1, 2), now=lambda: 0.0)
     found = study_report.report(made)
-    study_report.write(found, tmp_path / "r.json", tmp_path / "r.md", tmp_path)
+    shown, _ = study_report.write(found, tmp_path / "r.json", tmp_path / "r.md", tmp_path)
     read = json.loads((tmp_path / "r.json").read_text())
     assert {(r["arm"], r["test"]) for r in read["runs"]} == {
         (a, t) for a in "AB" for t in study_data.TESTS
@@ -285,11 +286,42 @@ def test_the_study_from_files_to_report(
     page = (tmp_path / "r.md").read_text()
     assert "| A | GPT-4 |" in page
     assert (tmp_path / "study-jigsaw-hand-over.png").stat().st_size > 1000
+    assert read == shown
     study_report.report(made)
     assert made.readings() == {"balanced": 1, "indist": 1}, "one report reads a set once"
     again = study_report.Study(data, place, TINY, ("A",), (0,), now=lambda: 1.0)
     study_report.report(again)
     assert again.readings()["balanced"] == 2
+    _is_kept(data, place, shown, tmp_path)
+
+
+def _is_kept(data: Path, place: study.Place, earlier: dict[str, Any], folder: Path) -> None:
+    """A report of arm A alone keeps arm B's figures, but not its comparison with A, whose rows it no longer has."""
+    alone = study_report.report(study_report.Study(data, place, TINY, ("A",), (0,)))
+    files = (folder / "kept.json", folder / "kept.md", folder)
+    shown, _ = study_report.write(alone, *files, earlier)
+    assert [s for s in shown["summaries"] if s["arm"] == "B"] == [
+        s for s in earlier["summaries"] if s["arm"] == "B"
+    ]
+    assert "B-A" in earlier["gaps"]
+    assert "B-A" not in shown["gaps"]
+    assert "Arms B have the figures of an earlier run" in (folder / "kept.md").read_text()
+    other = json.loads(json.dumps(earlier))
+    other["recipe"]["fit"]["batch_size"] = 3
+    with pytest.raises(DataError, match=r"the recipes differ in more than fit\.max_rows_seen"):
+        study_report.write(alone, *files, other)
+    for run in (longer := json.loads(json.dumps(earlier)))["runs"]:
+        run["fit"]["epochs"] = 7
+    with pytest.raises(DataError, match=r"arm B, seed 0 made 7 passes, the new recipe makes \d"):
+        study_report.write(alone, *files, longer)
+
+
+def test_a_file_that_is_no_result_is_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('{"study": "tickets"}')
+    with pytest.raises(DataError, match="no result of the study jigsaw"):
+        study_keep.read(tmp_path / "r.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        study_keep.read(tmp_path / "none.json")
 
 
 def test_words_say_what_a_gap_shows() -> None:
