@@ -152,7 +152,7 @@ class Decoder:
         return self.head(self._normed(x, self.norm))
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """RMS norm over the last dimension. torch's own takes fifteen times as long over 500 rows."""
+        """RMS norm over the last dimension. torch's own takes two to three times as long in a step."""
         norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scales = torch.addcmul(self._epsilon, norms, norms, value=1 / x.shape[-1]).rsqrt_()
         return (x * scales).mul_(weight)
