@@ -251,7 +251,7 @@ class Engine:
             choice.id,
             text if not is_end else self.tokenizer.decode([choice.id]),
             choice.logprob,
-            choice.id in self._special,
+            is_end or choice.id in self._special,
             alternatives,
         )
         reason = self._end(row, is_end)
