@@ -168,7 +168,9 @@ class Worker:
         ref = await self._adapters.resolve(job.adapter_id)
         self._adapters.refuse_if_failed(ref)
         if job.sampling.is_constrained:
-            await asyncio.to_thread(self._engine.grammars.prepare, job.sampling)  # not in a step's way
+            await asyncio.to_thread(
+                self._engine.grammars.prepare, job.sampling
+            )  # not in a step's way
         request = Request(
             job, ref, asyncio.get_running_loop(), asyncio.Queue(), time.perf_counter()
         )
