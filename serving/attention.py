@@ -233,7 +233,7 @@ def _together(singles: Sequence[Slot], num_tokens: int, room: int, num_kv_heads:
 def _weighted(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Softmax of `q` [x, y, e] over `keys` [x, t, e], times `values` [x, t, e]; `mask` is added: [x, y, e]."""
+    """Attention of `q` [x, y, e] over `keys` and `values` [x, t, e], with `mask` added to its scores. [x, y, e]."""
     weights = torch.bmm(q, keys.transpose(1, 2)).mul_(q.shape[-1] ** -0.5).add_(mask)
     return torch.bmm(torch.softmax(weights, dim=-1), values)
 

@@ -29,6 +29,22 @@ MODULES = (
     ["gate_proj", "up_proj", "down_proj"],
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 )
+WORDS = [
+    "hello",
+    "world",
+    "where",
+    "is",
+    "my",
+    "order",
+    "I",
+    "want",
+    "a",
+    "refund",
+    "now",
+    "please",
+    "ticket",
+]
+"""What prompts are drawn from."""
 
 
 class Place:

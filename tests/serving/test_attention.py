@@ -17,6 +17,7 @@ ROWS = {
     6: (4, 6),
     7: (520, 0),
     8: (512, 9),
+    9: (5, 3),
 }
 """Cache row: its new tokens, and the tokens that it holds."""
 
@@ -32,6 +33,7 @@ ROWS = {
         pytest.param((1, 4), id="prompts of two lengths"),
         pytest.param((5, 1, 6), id="prompts filled up, their rows apart"),
         pytest.param((6, 5), id="prompts filled up, their rows side by side"),
+        pytest.param((9, 6), id="prompts of which the first row is filled up"),
         pytest.param((8, 0, 7), id="prompts too long to be attended together"),
     ],
 )

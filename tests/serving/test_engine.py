@@ -16,7 +16,7 @@ from serving.errors import (
     InvalidRequest,
 )
 from serving.generation import Finished, TokenOut
-from tests.serving.place import Place, job, whole
+from tests.serving.place import WORDS, Place, job, whole
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -24,25 +24,10 @@ def test_rows_of_a_random_mixed_batch_give_what_their_adapter_gives_alone(
     place: Place, seed: int
 ) -> None:
     draw = random.Random(seed)
-    words = [
-        "hello",
-        "world",
-        "where",
-        "is",
-        "my",
-        "order",
-        "I",
-        "want",
-        "a",
-        "refund",
-        "now",
-        "please",
-        "ticket",
-    ]
     asked = [
         (
             draw.choice([None, *place.folders]),
-            " ".join(draw.choices(words, k=draw.randint(1, 25))),
+            " ".join(draw.choices(WORDS, k=draw.randint(1, 25))),
             draw.randint(1, 14),
         )
         for _ in range(12)
@@ -231,3 +216,16 @@ def test_a_row_reads_nothing_of_the_one_that_had_its_number(place: Place, leaves
         engine.step()
     assert short.generated == place.alone(None, place.ids("refund"), 6)
     assert keep.generated[:7] == place.alone(None, place.ids("hello"), 7)
+
+
+def test_an_end_token_is_special_though_the_tokenizer_does_not_call_it_so(place: Place) -> None:
+    engine = place.worker()._engine
+    (first,) = place.alone(None, place.ids("hello"), 1)
+    assert first not in place.base.tokenizer.all_special_ids
+    engine.eos_ids = frozenset({first})
+    engine.add(engine.start(job(place, "hello", None, 5), None, None, 0.0))
+    (emitted,) = engine.step()
+    assert isinstance(emitted, Emitted)
+    assert (emitted.token.id, emitted.token.special) == (first, True)
+    assert emitted.finished is not None
+    assert (emitted.finished.reason, emitted.finished.text) == ("eos_token", "")

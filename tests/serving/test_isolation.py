@@ -15,26 +15,11 @@ from hypothesis import strategies as st
 from serving.errors import AdapterFailed, GenerationFailed
 from serving.generation import Finished, TokenOut
 from serving.worker import Worker
-from tests.serving.place import MODULES, Place, job
+from tests.serving.place import MODULES, WORDS, Place, job
 from tests.tiny import random_adapter
 
 NUM_ADAPTERS = 16
 BROKEN = ("foreign", "cut")
-WORDS = [
-    "hello",
-    "world",
-    "where",
-    "is",
-    "my",
-    "order",
-    "I",
-    "want",
-    "a",
-    "refund",
-    "now",
-    "please",
-    "ticket",
-]
 TEXTS = [" ".join(random.Random(n).choices(WORDS, k=n % 24 + 1)) for n in range(8)]
 COUNT = 10
 Fate = Literal["stays", "leaves"]

@@ -178,3 +178,10 @@ def test_int8_weights_say_so_and_answer_alike_alone_and_together(place: Place) -
         await worker.stop()
 
     asyncio.run(run())
+
+
+def test_a_schema_is_compiled_before_its_request_is_queued(place: Place) -> None:
+    """A large one takes a second, which no step must wait for: it is refused though no engine runs."""
+    asked = job(place, "hello", None, 5, json_schema='{"type": "nonsense"}')
+    with pytest.raises(InvalidRequest, match="response_format"):
+        asyncio.run(whole(place.worker(), asked))
