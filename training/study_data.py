@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from router.answer_spec import AnswerSpec
+from training.curate import gold
+from training.curate.config import Gold
 from training.dataset import Dataset, DatasetInfo, Example, Split, digest_of, save, sha256_of
 from training.errors import DataError
 
-ArmName = Literal["A", "B", "C", "D", "E", "control"]
+ArmName = Literal["A", "B", "C", "D", "E", "control", "E-agreed", "E-corrected"]
 GPT4 = "gpt-4-1106-preview"
 GOLD = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 LABELS = ("no", "yes")
@@ -41,7 +44,22 @@ ARMS: dict[ArmName, Arm] = {
     "control": Arm("control", "C and 135 fresh rows with gold labels: as large as B", None),
     "D": Arm("D", "B and 1,000 toxic rows with gold labels", None),
     "E": Arm("E", "GPT-4, 5,000 rows", 90.2),
+    "E-agreed": Arm("E-agreed", "E without the rows on which GPT-4 and gold differ", None),
+    "E-corrected": Arm("E-corrected", "E with gold labels on those rows", None),
 }
+PLAYBOOK_ARMS: tuple[ArmName, ...] = ("A", "B", "C", "control", "D", "E")
+"""The subsets of the playbook and the control; the other arms are E after a rule of curation."""
+GAPS: dict[str, tuple[ArmName, ArmName]] = {
+    "B-A": ("B", "A"),
+    "C-B": ("C", "B"),
+    "C-control": ("C", "control"),
+    "D-B": ("D", "B"),
+    "E-A": ("E", "A"),
+    "C-E": ("C", "E"),
+    "E-agreed-E": ("E-agreed", "E"),
+    "E-corrected-E": ("E-corrected", "E"),
+}
+"""Comparisons of two arms on the same rows, by name."""
 
 PLAYBOOK = {
     "GPT-3.5": 85.8, "GPT-4": 88.8, "Llama-2-7B, fine-tuned": 91.2, "Mistral-7B, fine-tuned": 92.0,
@@ -110,6 +128,14 @@ def _mixed(rows: Sequence[Comment], asked: set[str]) -> list[Comment]:
     return [replace(r, label=(r.teacher or r.gold) if r.id in asked else r.gold) for r in rows]
 
 
+def _by_rule(rows: Sequence[Comment], errors: Literal["drop", "replace"]) -> list[Comment]:
+    """The rows after curation's rule on the teacher's errors: they go, or learn people's label."""
+    examples = [example(r, "train") for r in rows]
+    kept = gold.apply(Gold(errors=errors), examples, AnswerSpec.model_validate(ANSWER)).kept
+    learned = {one.id: one.completion for one in kept}
+    return [replace(r, label=learned[r.id]) for r in rows if r.id in learned]
+
+
 def arm_rows(folder: Path, arm: ArmName) -> list[Comment]:
     """The labelled rows of an arm, in the files' order.
 
@@ -120,6 +146,8 @@ def arm_rows(folder: Path, arm: ArmName) -> list[Comment]:
         return _by_teacher(_labelled(folder, "train.5.a"))
     if arm == "E":
         return _by_teacher(_labelled(folder, "train.5k"))
+    if arm in ("E-agreed", "E-corrected"):
+        return _by_rule(arm_rows(folder, "E"), "drop" if arm == "E-agreed" else "replace")
     if arm == "C":
         return [replace(r, label=r.gold) for r in read_comments(folder / "train.5.c.csv")]
     if arm == "control":

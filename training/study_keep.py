@@ -10,7 +10,7 @@ from typing import Any
 
 from training.config import epochs_for
 from training.errors import DataError
-from training.study_data import ARMS
+from training.study_data import ARMS, GAPS
 from training.study_fit import Recipe
 
 MAY_DIFFER = "max_rows_seen"
@@ -51,7 +51,11 @@ def merged(found: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
     kept = [run for run in earlier["runs"] if run["arm"] not in fresh]
     _refuse_other_fits(Recipe.model_validate(found["recipe"]), earlier["recipe"], kept)
     arms = {run["arm"] for run in kept}
-    gaps = {pair: gap for pair, gap in earlier["gaps"].items() if set(pair.split("-")) <= arms}
+    gaps = {
+        name: earlier["gaps"][name]
+        for name, two in GAPS.items()
+        if name in earlier["gaps"] and arms.issuperset(two)
+    }
     together = {
         key: _in_order([*found[key], *(one for one in earlier[key] if one["arm"] in arms)])
         for key in ("runs", "rivals", "summaries")

@@ -10,6 +10,7 @@ from training.plots import OTHER, STUDENT, TEACHER, figure_of, save_figure
 
 ARM_COLOURS = {
     "A": "#93c5fd", "B": "#a78bfa", "C": "#5eead4", "control": "#9ca3af", "D": "#f0abfc", "E": STUDENT,
+    "E-agreed": "#1e3a8a", "E-corrected": "#0f766e",
 }  # fmt: skip
 
 

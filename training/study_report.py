@@ -16,7 +16,7 @@ from training import study_keep, study_plots, study_words
 from training.metrics import rate
 from training.statistics import paired
 from training.study import RIVAL, TUNING, Place, digest_of, rows_of, set_name
-from training.study_data import ARMS, LABELS, PLAYBOOK, TESTS, ArmName, Comment, arm_rows
+from training.study_data import ARMS, GAPS, LABELS, PLAYBOOK, TESTS, ArmName, Comment, arm_rows
 from training.study_fit import Fit, Recipe
 
 MIX = {"balanced": 0.5, "indist": 0.1}
@@ -252,20 +252,13 @@ def report(study: Study) -> dict[str, Any]:
 def arm_gaps(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """`B-A` → B's accuracy less A's, over the seeds that both have."""
     found = {}
-    for first, second in (
-        ("B", "A"),
-        ("C", "B"),
-        ("C", "control"),
-        ("D", "B"),
-        ("E", "A"),
-        ("C", "E"),
-    ):
+    for name, (first, second) in GAPS.items():
         one = {r["seed"]: r["right"] for r in runs if r["arm"] == first}
         other = {r["seed"]: r["right"] for r in runs if r["arm"] == second}
         seeds = sorted(set(one) & set(other))
         if seeds:
             gap = core.seeds_gap([one[s] for s in seeds], [other[s] for s in seeds])
-            found[f"{first}-{second}"] = {**asdict(gap), "seeds": len(seeds)}
+            found[name] = {**asdict(gap), "seeds": len(seeds)}
     return found
 
 

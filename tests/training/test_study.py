@@ -83,6 +83,27 @@ def test_each_arm_has_the_labels_that_it_should(data: Path) -> None:
     assert len({r.id for r in arms["control"]}) == len(arms["control"])
 
 
+def test_e_loses_or_corrects_the_rows_on_which_the_teacher_errs(data: Path) -> None:
+    rows = study_data.arm_rows(data, "E")
+    wrong = {r.id for r in rows if r.teacher != r.gold}
+    assert wrong
+    agreed = study_data.arm_rows(data, "E-agreed")
+    assert agreed == [r for r in rows if r.id not in wrong]
+    corrected = study_data.arm_rows(data, "E-corrected")
+    assert [r.id for r in corrected] == [r.id for r in rows]
+    assert all(r.label == r.gold for r in corrected)
+    train, held = study_data.split_rows(agreed, 0, 0.15, 500)
+    assert not wrong & {r.id for r in train + held}, "nor is the validation by them"
+
+
+def test_an_arm_of_a_curation_rule_is_no_subset_of_the_playbook() -> None:
+    line = {"test": "balanced", "against_rival": {"low": 0.01, "p_value": 0.01}}
+    lines = [{**line, "arm": arm} for arm in (*study_data.PLAYBOOK_ARMS[1:4], "E-agreed")]
+    (goal,) = study_words.goals(lines)
+    assert goal["of"] == ["B", "C", "control"]
+    assert not goal["met"]
+
+
 def test_tuning_rows_are_in_no_test_set_and_in_neither_a_nor_e(data: Path) -> None:
     found = study_data.tuning_rows(data, each=20)
     taken = {r.id for arm in ("A", "E") for r in study_data.arm_rows(data, arm)}
@@ -337,7 +358,7 @@ def test_words_say_what_a_gap_shows() -> None:
 
 
 def test_an_unknown_arm_or_key_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no arm 'F'; allowed: A, B, C, control, D, E"):
+    with pytest.raises(ConfigError, match="no arm 'F'; allowed: A, B, C, control, D, E, E-agreed"):
         study.wanted_arms("A,F")
     with pytest.raises(ConfigError, match=r"did you mean 'fit\.epochs'"):
         study.read_recipe(None, ["fit.epoch=3"])
