@@ -1,6 +1,7 @@
 """The measured ways as a table. Rows a second are over all steps but the first, and over the whole run with what is done once."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 NAMES = {
@@ -29,24 +30,83 @@ def steady(state: Mapping[str, Any]) -> float:
     return float(state["rows_seen"]) / sum(state["seconds"]) if state["seconds"] else 0.0
 
 
-def at_equal_loss(own: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    """Times our processor time that another way took to its last loss; None while ours has not come so low.
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One validation of a way."""
 
-    Ours counts to the end of the first epoch that is as low, with its lower layers and the validations before it.
-    """
-    if not other["losses"] or not other["loss_cpu_seconds"]:
-        return None
-    wanted = other["losses"][-1][1]
-    for (_, loss), spent in zip(own["losses"], own["loss_cpu_seconds"], strict=False):
-        if loss <= wanted:
-            return float(other["loss_cpu_seconds"][-1] / spent)
-    return None
+    rows: int
+    loss: float
+    cpu_seconds: float
+    """Preparation and all steps until then."""
+
+
+def points(state: Mapping[str, Any]) -> list[Point]:
+    """The way's curve."""
+    spent = state["loss_cpu_seconds"]
+    return [
+        Point(rows, loss, cpu) for (rows, loss), cpu in zip(state["losses"], spent, strict=False)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A loss that another way reached, and where ours was first measured at or below it."""
+
+    other: Point
+    own: Point | None
+    is_bound: bool
+    """Ours is its first measured point: it may have been there earlier."""
+
+    @property
+    def times(self) -> float | None:
+        """Their processor seconds by ours."""
+        return self.other.cpu_seconds / self.own.cpu_seconds if self.own else None
+
+    @property
+    def said(self) -> str:
+        """The same in words."""
+        if self.times is None:
+            return "ours has not come so low"
+        return f"{'at least ' if self.is_bound else ''}{self.times:.1f}"
+
+
+def levels(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[Level]:
+    """Each new low of the other way's curve against ours."""
+    mine, found, lowest = points(own), list[Level](), float("inf")
+    for point in points(other):
+        if point.loss >= lowest:
+            continue
+        lowest = point.loss
+        first = next((p for p in mine if p.loss <= lowest), None)
+        found.append(Level(point, first, first is not None and first is mine[0]))
+    return found
+
+
+def curves(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: processor seconds to each loss that SFTTrainer reached, by its ways."""
+    lines: list[str] = []
+    for way, name in NAMES.items():
+        if way == "fit" or way not in results or "fit" not in results:
+            continue
+        lines += [
+            "",
+            f"| nats a held-out row | {name}: rows seen | processor seconds | `fit`: rows seen | its nats | processor seconds | × |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for level in levels(results["fit"], results[way]):
+            own = level.own
+            mine = f"{own.rows} | {own.loss:.3f} | {own.cpu_seconds:.0f}" if own else "– | – | –"
+            there = level.other
+            lines.append(
+                f"| {there.loss:.3f} | {there.rows} | {there.cpu_seconds:.0f} | {mine} | {level.said} |"
+            )
+    return "\n".join(lines)
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| way | rows seen | tokens a row | rows/s, whole run | × | rows/s, steps alone | rows a processor-second | × | peak memory, GiB | nats a held-out row after rows seen | × at equal loss |",
+        "| way | rows seen | tokens a row | rows/s, whole run | × | rows/s, steps alone | rows a processor-second | × | peak memory, GiB | nats a held-out row, last | × at its lowest loss |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     whole = {way: rate(state) for way, state in results.items()}
@@ -54,15 +114,15 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         state = results.get(way)
         if not state or not state.get("rows_seen"):
             continue
-        losses = ", ".join(f"{rows}: {loss:.3f}" for rows, loss in state["losses"])
+        last = ", ".join(f"{rows}: {loss:.3f}" for rows, loss in state["losses"][-1:])
         times = whole["fit"] / whole[way] if whole.get("fit") else 0.0
         cheaper = (
             thrift(results["fit"]) / thrift(state) if thrift(state) and "fit" in results else 0.0
         )
-        equal = at_equal_loss(results["fit"], state) if way != "fit" and "fit" in results else None
+        equal = levels(results["fit"], state)[-1:] if way != "fit" and "fit" in results else []
         lines.append(
             f"| {name} | {state['rows_seen']} | {state['tokens_a_row']:.0f} | {whole[way]:.2f} | {times:.1f} "
-            f"| {steady(state):.2f} | {thrift(state):.2f} | {cheaper:.1f} | {state['peak_mib'] / 1024:.1f} | {losses or 'not reached'} "
-            f"| {'–' if equal is None else f'{equal:.1f}'} |"
+            f"| {steady(state):.2f} | {thrift(state):.2f} | {cheaper:.1f} | {state['peak_mib'] / 1024:.1f} | {last or 'not reached'} "
+            f"| {equal[0].said if equal else '–'} |"
         )
     return "\n".join(lines)

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training.report import table
+from benchmarks.training.report import curves, table
 from benchmarks.training.way import WAYS
 
 UNFINISHED = 3
+TRL_EPOCHS = 3
+"""Passes that SFTTrainer plans as it comes: its learning rate falls to 0 over them, however far it is followed."""
 LEAST_SECONDS = 40.0
 """A turn is not begun with less: loading takes ten of them."""
 
@@ -34,6 +36,9 @@ def main() -> int:
         "--epochs", type=int, default=4, help="Of `fit`; the others see at most --most rows."
     )
     parser.add_argument(
+        "--check", type=int, default=16, help="Rows between two validations, a multiple of 8."
+    )
+    parser.add_argument(
         "--most", type=int, default=256, help="Rows that trl-tuned and fit-trl see."
     )
     parser.add_argument(
@@ -47,7 +52,7 @@ def main() -> int:
     args = parser.parse_args()
     began = time.monotonic()
     for way in args.ways.split(","):
-        while not state_of(args.out / way).get("done"):
+        while not is_done(state_of(args.out / way), most_of(way, args)):
             left = args.budget - (time.monotonic() - began)
             if left < LEAST_SECONDS:
                 return UNFINISHED
@@ -62,7 +67,7 @@ def main() -> int:
     (args.out / "results.json").write_text(
         json.dumps({"machine": machine, "ways": results}, indent=1)
     )
-    sys.stdout.write(table(results) + "\n")
+    sys.stdout.write(table(results) + "\n" + curves(results) + "\n")
     return 0
 
 
@@ -73,14 +78,26 @@ def state_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+def most_of(way: str, args: Any) -> int | None:
+    """Rows after which SFTTrainer is no longer followed; None for ways that end by themselves."""
+    return {"trl": args.most_plain, "trl-rate": args.most_plain, "trl-tuned": args.most}.get(way)
+
+
+def is_done(state: dict[str, Any], most: int | None) -> bool:
+    """Whether a way has been followed as far as it should be; a later call may ask for more rows."""
+    return bool(state.get("done")) and (most is None or state["rows_seen"] >= most)
+
+
 def turn(way: str, args: Any, left: float) -> None:
     """One process, which saves itself before the budget ends."""
-    epochs = args.epochs if way == "fit" else -(-args.most // args.rows)
-    most = {"trl": args.most_plain, "trl-rate": args.most_plain, "trl-tuned": args.most}
+    epochs = {"fit": args.epochs, "trl": TRL_EPOCHS, "trl-rate": TRL_EPOCHS}.get(
+        way, -(-args.most // args.rows)
+    )
+    most = {name: rows for name in WAYS if (rows := most_of(name, args)) is not None}
     command = [
         sys.executable, "-m", "benchmarks.training.way", way, str(args.out / way), "--model", args.model,
         "--rows", str(args.rows), "--held", str(args.held), "--epochs", str(epochs), "--threads", str(args.threads),
-        "--seconds", str(left - 15), "--most", json.dumps(most),
+        "--check", str(args.check), "--seconds", str(left - 15), "--most", json.dumps(most),
     ]  # fmt: skip
     if args.jigsaw:
         command += ["--jigsaw", str(args.jigsaw)]

@@ -30,6 +30,7 @@ from serving import base_model
 from training import lora, whole_model
 from training.config import FitConfig
 from training.encode import Encoded, encode
+from training.train import FitEvent, Run, RunPaused
 
 STARTED = time.monotonic()
 WAYS = ("fit", "trl", "trl-rate", "trl-tuned", "fit-trl")
@@ -43,19 +44,20 @@ def per_row(adapted: Any, held: Sequence[Encoded]) -> float:
     return found.loss * sum(len(r.completion_ids) for r in held) / len(held)
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
-    """Times each step, validates when an epoch's rows are seen, and ends the turn at the deadline."""
+def note(state: dict[str, Any], rows: int, loss: float, cpu_seconds: float) -> None:
+    """One point of the curve: rows seen, nats a held-out row, processor seconds until then."""
+    state["losses"].append([rows, loss])
+    state["loss_cpu_seconds"].append(cpu_seconds)
+
+
+class Clock(TrainerCallback):
+    """Times each step, validates after every `check` rows and after an epoch, and ends the turn at the deadline."""
 
     def __init__(
-        self, state: dict[str, Any], rows: int, most: int, deadline: float, loss: Any
+        self, state: dict[str, Any], rows: int, check: int, most: int, deadline: float, loss: Any
     ) -> None:
-        self.state, self.rows, self.most, self.deadline, self.loss = (
-            state,
-            rows,
-            most,
-            deadline,
-            loss,
-        )
+        self.state, self.rows, self.check, self.most = state, rows, check, most
+        self.deadline, self.loss = deadline, loss
         self.began = self.cpu = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -65,6 +67,11 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.state["seconds"].append(time.perf_counter() - self.began)
         self.state["cpu_seconds"] += time.process_time() - self.cpu
         self.state["peak_mib"] = max(self.state["peak_mib"], peak_mib())
+        steps = -(-self.rows // args.per_device_train_batch_size)
+        epochs, within = divmod(state.global_step, steps)
+        seen = within * args.per_device_train_batch_size
+        if seen and seen % self.check == 0:
+            note(self.state, epochs * self.rows + seen, self.loss(), self.state["cpu_seconds"])
         left = self.deadline - time.monotonic()
         is_enough = state.global_step * args.per_device_train_batch_size >= self.most
         if is_enough or left < 1.5 * max(self.state["seconds"][-3:]):
@@ -74,8 +81,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         epoch = round(state.epoch)
         if not epoch or abs(state.epoch - epoch) > 1e-6:
             return  # a turn that ends within an epoch
-        self.state["losses"].append([epoch * self.rows, self.loss()])
-        self.state["loss_cpu_seconds"].append(self.state["cpu_seconds"])
+        note(self.state, epoch * self.rows, self.loss(), self.state["cpu_seconds"])
         control.should_save = True
 
 
@@ -116,30 +122,75 @@ def plain_trl(way: str, folder: Path, args: Any, state: dict[str, Any]) -> None:
         num_train_epochs=args.epochs, learning_rate=RATE[way], save_strategy="no", save_total_limit=1,
         per_device_train_batch_size=8, dataloader_pin_memory=False, **more,
     )  # fmt: skip
+    cpu = time.process_time()
     trainer = SFTTrainer(
         adapted, settings, train_dataset=Table.from_list(rows), processing_class=base.tokenizer
     )
+    if not state["seconds"]:
+        state["cpu_seconds"] += time.process_time() - cpu  # tokenising
     state["tokens_a_row"] = sum(map(len, trainer.train_dataset["input_ids"])) / len(
         trainer.train_dataset
     )
     state["rows_used"] = len(trainer.train_dataset)
     trainer.remove_callback(PrinterCallback)
     most = args.most.get(way, args.epochs * args.rows)
-    clock = Clock(state, args.rows, most, STARTED + args.seconds, lambda: per_row(adapted, check))
-    trainer.add_callback(clock)
-    last = get_last_checkpoint(settings.output_dir) if Path(settings.output_dir).is_dir() else None
+    deadline = STARTED + args.seconds
+    trainer.add_callback(
+        Clock(state, args.rows, args.check, most, deadline, lambda: per_row(adapted, check))
+    )
+    last = get_last_checkpoint(settings.output_dir) if Path(settings.output_dir).is_dir() else None  # type: ignore[no-untyped-call]
     trainer.train(resume_from_checkpoint=last)
     steps = len(state["seconds"])
     state["rows_seen"] = sum(min(8, args.rows - 8 * (i % -(-args.rows // 8))) for i in range(steps))
     state["done"] = state["rows_seen"] >= most
-    if state["done"] and state["rows_seen"] % args.rows:
-        state["losses"].append([state["rows_seen"], per_row(adapted, check)])
-        state["loss_cpu_seconds"].append(state["cpu_seconds"])
+    if state["done"] and state["losses"][-1:] and state["losses"][-1][0] != state["rows_seen"]:
+        note(state, state["rows_seen"], per_row(adapted, check), state["cpu_seconds"])
+
+
+class Watch:
+    """What `graduate train fit` tells: its processor time until each point, and held-out losses within its epochs."""
+
+    def __init__(
+        self, state: dict[str, Any], held: Sequence[Encoded], layers: Any, check: int
+    ) -> None:
+        self.state, self.held, self.layers, self.check = state, held, layers, check
+        self.model: Any = None
+        self.ends: dict[str, float] = state.setdefault("epoch_cpu_seconds", {})
+        self.within: list[list[float]] = state.setdefault("within_epochs", [])
+        self.spent = state["cpu_seconds"]
+        self.began, self.cpu = time.perf_counter(), time.process_time()
+        self.checking = 0.0
+        self.checking_wall: dict[str, float] = {}
+
+    def cpu_seconds(self) -> float:
+        """Processor seconds so far, those of validating within epochs left out."""
+        return float(self.spent + time.process_time() - self.cpu - self.checking)
+
+    def __call__(self, event: FitEvent) -> None:
+        if event.phase == "lower layers, training rows" and not self.state["losses"]:
+            self.state["once_seconds"] = time.perf_counter() - self.began
+        if event.phase.startswith("epoch "):
+            spent = self.ends[event.phase] = self.cpu_seconds()
+            if self.check and event.done % self.check == 0 and event.done < event.total:
+                seen = (int(event.phase.split()[1]) - 1) * event.total + event.done
+                before, wall = time.process_time(), time.perf_counter()
+                self.within.append([seen, self.loss(), spent])
+                self.checking += time.process_time() - before
+                done = self.checking_wall.get(event.phase, 0.0)
+                self.checking_wall[event.phase] = done + time.perf_counter() - wall
+        self.state["peak_mib"] = max(self.state["peak_mib"], peak_mib())
+
+    def loss(self) -> float:
+        """Nats a held-out row by the whole model: within an epoch its lower layers are out of the decoder."""
+        decoder = lora.decoder_of(self.model)
+        upper, decoder.layers = decoder.layers, self.layers
+        loss = per_row(self.model, self.held)
+        decoder.layers = upper
+        return loss
 
 
 def ours(way: str, folder: Path, args: Any, state: dict[str, Any]) -> None:
     """`graduate train fit` by either engine; the time of states computed once is part of it."""
-    from training.train import FitEvent, Run, RunPaused
     from training.trl_run import TrlRun
 
     dataset, _ = work.rows(args.jigsaw, args.rows, args.held)
@@ -151,7 +202,7 @@ def ours(way: str, folder: Path, args: Any, state: dict[str, Any]) -> None:
             {**config.model_dump(), "engine": "trl", "lora": {"top_layers": None},
              "optimizer": {"learning_rate": 5e-4}, "trl": {"save_steps": 4}}
         )  # fmt: skip
-    info, began = dataset.info, time.perf_counter()
+    info = dataset.info
     held = [
         encode(e, base.tokenizer, info.prompt, info.max_input_chars)
         for e in dataset.of("validation")
@@ -164,38 +215,38 @@ def ours(way: str, folder: Path, args: Any, state: dict[str, Any]) -> None:
         / args.rows
     )
 
-    spent, cpu = state["cpu_seconds"], time.process_time()
-    ends: dict[str, float] = state.setdefault("epoch_cpu_seconds", {})
-
-    def tell(event: FitEvent) -> None:
-        if event.phase == "lower layers, training rows" and not state["losses"]:
-            state["once_seconds"] = time.perf_counter() - began
-        if event.phase.startswith("epoch "):
-            ends[event.phase] = spent + time.process_time() - cpu
-        state["peak_mib"] = max(state["peak_mib"], peak_mib())
-
+    watch = Watch(
+        state, held, lora.decoder_of(base.model).layers, args.check if way == "fit" else 0
+    )
     run = folder / "run"
     made: Any
     if way == "fit":
         made = Run(
-            run, config, dataset, base.model, base.tokenizer, tell, pause_at=STARTED + args.seconds
+            run, config, dataset, base.model, base.tokenizer, watch, pause_at=STARTED + args.seconds
         )
     else:
-        made = TrlRun(run, config, dataset, base.model, base.tokenizer, tell)
-    began = time.perf_counter()
+        made = TrlRun(run, config, dataset, base.model, base.tokenizer, watch)
+    watch.model, watch.began = made.adapted, time.perf_counter()
     try:
         made.fit()
         state["done"] = True
     except RunPaused:
         pass
     # Validation, its hidden states and what a resumed run computes again are in this figure, to our disadvantage.
-    state["cpu_seconds"] = spent + time.process_time() - cpu
+    state["cpu_seconds"] = watch.cpu_seconds()
     tokens = sum(len(r.completion_ids) for r in held) / len(held)
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if "validation_loss" in line]
-    state["seconds"] = [line["seconds"] for line in epochs]
-    state["losses"] = [[line["rows"], line["validation_loss"] * tokens] for line in epochs]
-    state["loss_cpu_seconds"] = [ends[f"epoch {line['epoch']}"] for line in epochs]
+    state["seconds"] = [
+        line["seconds"] - watch.checking_wall.get(f"epoch {line['epoch']}", 0.0) for line in epochs
+    ]
+    points = [
+        [line["rows"], line["validation_loss"] * tokens, watch.ends[f"epoch {line['epoch']}"]]
+        for line in epochs
+    ]
+    points = sorted([*watch.within, *points])
+    state["losses"] = [point[:2] for point in points]
+    state["loss_cpu_seconds"] = [point[2] for point in points]
     state["rows_seen"] = len(epochs) * args.rows
     state["rows_used"] = args.rows
 
@@ -210,6 +261,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--held", type=int, required=True)
     parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--check", type=int, required=True)
     parser.add_argument("--most", type=json.loads, default={})
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
