@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from router.records import Answer, Usage
+from router.records import Answer, ToolCall, Usage
+from router.tool_calls import openai_form, written
 from router.wire import ReplyView
 
 
@@ -22,9 +23,12 @@ def chat_completion(answer: Answer, request_id: str, model: str, *, is_chat: boo
         "logprobs": None,
     }
     if is_chat:
-        choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.tool_calls:
+            message["tool_calls"] = openai_form(answer.tool_calls)
+        choice["message"] = message
     else:
-        choice["text"] = answer.text
+        choice["text"] = _plain(answer)
     return msgspec.json.encode(
         {
             "id": f"chatcmpl-{request_id}" if is_chat else f"cmpl-{request_id}",
@@ -35,6 +39,11 @@ def chat_completion(answer: Answer, request_id: str, model: str, *, is_chat: boo
             "usage": usage_body(usage),
         }
     )
+
+
+def _plain(answer: Answer) -> str | None:
+    """The answer where only a text can be said."""
+    return written(answer.tool_calls) if answer.tool_calls else answer.text
 
 
 def usage_body(usage: Usage) -> dict[str, int]:
@@ -88,6 +97,11 @@ class ChunkFrames:
             return self._event([{"index": 0, "delta": {"content": piece}, "finish_reason": None}])
         return self._event([{"index": 0, "text": piece, "finish_reason": None}])
 
+    def calls(self, calls: Sequence[ToolCall]) -> bytes:
+        """A chat's tool calls, each whole."""
+        whole = [{"index": i, **call} for i, call in enumerate(openai_form(calls))]
+        return self._event([{"index": 0, "delta": {"tool_calls": whole}, "finish_reason": None}])
+
     def closing(self, answer: Answer, include_usage: bool) -> bytes:
         """The finish reason, the usage when it was asked for, and `[DONE]`."""
         place: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
@@ -110,7 +124,9 @@ def chat_chunks(
     frames = ChunkFrames(request_id, model, is_chat=is_chat)
     pieces = [
         frames.opening(),
-        frames.text(answer.text or ""),
+        frames.calls(answer.tool_calls)
+        if answer.tool_calls and is_chat
+        else frames.text(_plain(answer) or ""),
         frames.closing(answer, include_usage),
     ]
     return [piece for piece in pieces if piece]

@@ -4,7 +4,7 @@
 |---|---|---|
 | label | label | the normalised words are equal |
 | json | json | the compared fields (or the whole values) are equal |
-| tool_call | tool_call | same tools, same arguments as JSON, in any key order |
+| tool_call | tool_call | same tools, same arguments as JSON, in any key order; no call on either side |
 | rouge_l | text | ROUGE-L F1 of the words reaches the threshold (Lin 2004) |
 | exact | any | the stripped texts are equal |
 | embedding, judge | text | the monitor says so: online the pair is left to it (`compare_online`), elsewhere ROUGE-L stands in |
@@ -19,6 +19,7 @@ import msgspec
 
 from router.answer_spec import AnswerSpec
 from router.records import Answer, Comparison, ToolCall
+from router.tool_calls import read
 
 _WORDS = re.compile(r"\w+", re.UNICODE)
 _quick = msgspec.json.Decoder()
@@ -73,6 +74,7 @@ def _json(spec: AnswerSpec, text: str) -> Any | None:
 
 
 def _calls(calls: Sequence[ToolCall]) -> list[tuple[str, Any]] | None:
+    """Names and arguments in one order, whatever order they came in."""
     found = []
     for call in calls:
         try:
@@ -85,9 +87,13 @@ def _calls(calls: Sequence[ToolCall]) -> list[tuple[str, Any]] | None:
 
 
 def parse(spec: AnswerSpec, text: str | None, tool_calls: Sequence[ToolCall] = ()) -> Any | None:
-    """The normalised answer: a label, a JSON value, sorted tool calls, or stripped text; None when it has no such form."""
+    """The normalised answer: a label, a JSON value, sorted tool calls, or stripped text; None when it has no such form.
+
+    A text of kind tool_call is read for the calls that a student writes; words are no call, an empty list.
+    """
     if spec.kind == "tool_call":
-        return _calls(tool_calls)
+        found = tool_calls or read(text or "")
+        return None if found is None else _calls(found)
     if text is None:
         return None
     if spec.kind == "label":
@@ -131,9 +137,9 @@ def _name(spec: AnswerSpec) -> str:
 def _agree_json(spec: AnswerSpec, one: Any, other: Any) -> tuple[bool, float, dict[str, bool]]:
     names = spec.compare.fields
     if not names:
-        same = _same(one, other)
+        same = is_same(one, other)
         return same, float(same), {}
-    fields = {name: _same(one[name], other[name]) for name in names}
+    fields = {name: is_same(one[name], other[name]) for name in names}
     return all(fields.values()), sum(fields.values()) / len(fields), fields
 
 
@@ -143,18 +149,18 @@ def _agree_text(spec: AnswerSpec, one: Any, other: Any) -> tuple[bool, float, di
 
 
 def _agree_equal(spec: AnswerSpec, one: Any, other: Any) -> tuple[bool, float, dict[str, bool]]:
-    same = _same(one, other)
+    same = is_same(one, other)
     return same, float(same), {}
 
 
-def _same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
     """Equality of JSON values: 1 is 1.0, but true is not 1."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(v, other[k]) for k, v in one.items())
+        return one.keys() == other.keys() and all(is_same(v, other[k]) for k, v in one.items())
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(is_same, one, other))
     return bool(one == other)
 
 

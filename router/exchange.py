@@ -95,11 +95,13 @@ class Exchange:
         return self._from_student()
 
     def _can_stream(self) -> bool:
-        """Whether the student's answer may be passed on while it is written: LoRAX, a template, and no cascade."""
+        """Whether the student's answer may be passed on while it is written: LoRAX, a template, words, and no cascade."""
         spec = self._student_spec
         lorax = self.force.backends[spec.backend].config.kind == "lorax"
         cascade = self.decision.cascade_min_confidence is not None
-        return lorax and spec.prompt is not None and not cascade
+        # Calls are written as text, which only the whole of it can be read back from.
+        words = self._route.answer.kind != "tool_call"
+        return lorax and words and spec.prompt is not None and not cascade
 
     def abandoned(self) -> None:
         """The caller went away before it had a reply: that is a record too."""

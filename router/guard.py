@@ -13,6 +13,7 @@ from router import redact
 from router.answer_spec import AnswerSpec, GuardRule
 from router.compare import json_value, parse, unfenced
 from router.records import Answer
+from router.tool_calls import read
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,10 @@ def _regex(pattern: str) -> re.Pattern[str]:
 def _schema(spec: AnswerSpec, value: int | str | None, answer: Answer) -> str | None:
     texts = [unfenced(answer.text or "")]
     if spec.kind == "tool_call":  # the schema is that of the arguments
-        texts = [call.arguments for call in answer.tool_calls]
+        calls = answer.tool_calls or read(answer.text or "")
+        if calls is None:
+            return "a call that is none"
+        texts = [call.arguments for call in calls]
     for text in texts:
         try:
             found = json_value(text, allows_constants=False)

@@ -7,12 +7,13 @@ the template away. Knows nothing of policies, tokenizers or backends.
 """
 
 import functools
+import json
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-FIELDS = frozenset({"input", "system", "conversation"})
-"""What a template may name: the last user message, the system message, all turns before the last one."""
+FIELDS = frozenset({"input", "system", "conversation", "tools"})
+"""What a template may name: the last user message, the system message, all turns before the last one, the request's tools."""
 
 
 def text_of(content: Any) -> str:
@@ -68,20 +69,36 @@ def _used(template: str) -> frozenset[str]:
 
 
 def render(
-    template: str, messages: Sequence[Mapping[str, Any]], max_input_chars: int | None = None
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    max_input_chars: int | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[str, bool]:
     """The student's prompt for a chat, and whether its input was cut.
 
     Args:
-        template: text with `{input}`, `{system}` or `{conversation}`; doubled braces stand for themselves.
+        template: text with `{input}`, `{system}`, `{conversation}` or `{tools}`; doubled braces stand for themselves.
         messages: OpenAI chat messages.
         max_input_chars: characters of the last user message that are kept; None keeps all.
+        tools: of the request, in OpenAI's form; each is a line of JSON.
     """
     used = _used(template)
     system = _system(messages) if "system" in used else ""
     conversation = _before_last(messages) if "conversation" in used else ""
     shown, was_cut = cut(last_user_text(messages), max_input_chars)
-    return template.format(input=shown.strip(), system=system, conversation=conversation), was_cut
+    known = _tools(tools) if "tools" in used else ""
+    filled = template.format(
+        input=shown.strip(), system=system, conversation=conversation, tools=known
+    )
+    return filled, was_cut
+
+
+def _tools(tools: Sequence[Mapping[str, Any]]) -> str:
+    """Name, description and parameters of each tool, a line each, keys in the caller's order."""
+    return "\n".join(
+        json.dumps(tool.get("function", tool), ensure_ascii=False, separators=(",", ":"))
+        for tool in tools
+    )
 
 
 def _system(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -25,7 +25,8 @@ from router.errors import BackendError
 from router.lorax_reply import read_response
 from router.policy import Student
 from router.prompt import render
-from router.records import NO_BODY, Answer, Purpose, Usage
+from router.records import NO_BODY, Answer, Purpose, ToolCall, Usage
+from router.tool_calls import NO_CALL, read
 from router.transport import Header, Reply, header_lines
 from router.wire import RequestView, read_reply
 
@@ -123,7 +124,8 @@ class StudentClient:
                 else b"/chat/completions",
                 (self._chat_body(request, limit)),
             )
-        text, _ = render(self.student.prompt, request.messages, self.student.max_input_chars)
+        tools = request.tool_list if self.kind == "tool_call" else ()
+        text, _ = render(self.student.prompt, request.messages, self.student.max_input_chars, tools)
         if self.client.config.kind == "openai":
             body: dict[str, Any] = {
                 "model": self._adapter, "prompt": text, "max_tokens": limit, "temperature": 0, "logprobs": 1,
@@ -172,7 +174,9 @@ class StudentClient:
         logprobs = found.logprobs if found.logprobs is not None else _completion_logprobs(data)
         known = confidence(logprobs or (), self.kind)
         text = found.text.strip() if found.text is not None else None
-        return self._answered(text, finish, found.usage, seconds, known, reply, data)
+        return self._answered(
+            text, finish, found.usage, seconds, known, reply, data, calls=found.tool_calls
+        )
 
     async def stream(self, request: RequestView, trace: tuple[Header, ...] = ()) -> StudentStream:
         """The answer while it is written, from LoRAX's native stream; `answer.error` says what went wrong.
@@ -239,12 +243,19 @@ class StudentClient:
         reply: Reply,
         data: bytes,
         first: float | None = None,
+        calls: tuple[ToolCall, ...] = (),
     ) -> Answer:
+        if self.kind == "tool_call" and not calls and text:
+            # A text that begins a call and is none stays a text, for the guard to see.
+            calls = read(text) or ()
+            text = "" if text == NO_CALL else text
+        if calls:
+            text, finish = None, "tool_calls" if finish == "stop" else finish
         served = reply.header(b"x-adapter-id")
         # By position, in the order of `Answer`: by name msgspec takes ten times as long.
         return Answer(
             "student", self.client.name, self.student.adapter, served.decode() if served else self._adapter,
-            self.purpose, 200, text, (), finish, usage, seconds, first, known, None, None, self.client.cost(usage),
+            self.purpose, 200, text, calls, finish, usage, seconds, first, known, None, None, self.client.cost(usage),
             msgspec.Raw(data) if data else NO_BODY,
         )  # fmt: skip
 

@@ -77,6 +77,14 @@ class RequestView:
         return _present(self._peek.tools) or _present(self._peek.functions)
 
     @cached_property
+    def tool_list(self) -> list[dict[str, Any]]:
+        """The tools themselves; none where `tools` is no list of objects, which is the backend's to refuse."""
+        try:
+            return _messages.decode(self._peek.tools) if _present(self._peek.tools) else []
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return []
+
+    @cached_property
     def wants_logprobs(self) -> bool:
         """Whether the caller asks for the answer's log-probabilities."""
         raw = self._peek.logprobs

@@ -29,6 +29,7 @@ CONTRACTS = {
         "quantities",
         "compare",
         "prompt",
+        "tool_calls",
         "home",
         "errors",
     ),

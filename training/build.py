@@ -19,6 +19,7 @@ from router.answer_spec import AnswerSpec
 from router.policy import Route
 from router.prompt import last_user_text
 from router.records import Record
+from router.tool_calls import OPENING, written
 from training import split as splits
 from training.dataset import (
     Dataset,
@@ -35,11 +36,15 @@ from training.dataset import (
 from training.encode import canonical
 from training.errors import DataError
 from training.form import json_of, misfit
+from training.tools import Tools, known_tools, tool_choice_of, tools_of
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One candidate, before rules and splits. `fixed` names the split that its file gives it."""
+    """One candidate, before rules and splits. `fixed` names the split that its file gives it.
+
+    An answer that calls tools is the calls as `router.tool_calls` writes them.
+    """
 
     id: str
     messages: tuple[dict[str, Any], ...]
@@ -50,6 +55,9 @@ class Row:
     at: float = 0.0
     fixed: Split | None = None
     discard: bool = False
+    tools: Tools = ()
+    """Those that the request brought, in the form of chat completions."""
+    tool_choice: Any = None
 
 
 @dataclass(slots=True)
@@ -73,7 +81,11 @@ def rows_from_traffic(records: Iterable[Record]) -> Iterator[Row]:
         messages = body.get("messages") if isinstance(body, dict) else None
         if not isinstance(messages, list) or not messages:
             continue
-        yield Row(record.id, tuple(messages), answer.text, None, "traffic", answer.model, record.at)
+        said = written(answer.tool_calls) if answer.tool_calls else answer.text
+        tools, choice = known_tools(body)
+        yield Row(
+            record.id, tuple(messages), said, None, "traffic", answer.model, record.at, tools=tools, tool_choice=choice,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +128,8 @@ def _file_row(
         _file_answer(place, data, keys.gold),
         f"file:{path.name}",
         fixed=fixed,
+        tools=tools_of(place, data.get("tools")),
+        tool_choice=tool_choice_of(place, data.get("tool_choice")),
     )
 
 
@@ -195,7 +209,12 @@ def _keep(rows: Iterable[Row], spec: AnswerSpec, ledger: Ledger) -> dict[str, Ro
             ledger.drop(row, "no answer")
         elif not normalised(row.messages):
             ledger.drop(row, "empty input")
-        elif (wrong := misfit(spec, answer)) is not None:
+        elif spec.kind != "tool_call" and answer.startswith(OPENING):
+            ledger.drop(row, "the answer calls tools")
+        elif spec.kind == "tool_call" and row.messages[-1].get("role") != "user":
+            # The student's prompt ends with what the user said, so it could not know why.
+            ledger.drop(row, "asked after a tool's result")
+        elif (wrong := misfit(spec, answer, row.tools)) is not None:
             ledger.drop(row, "answer does not fit the route's answer spec", wrong)
         elif key in kept:
             old = kept[key]
@@ -219,7 +238,7 @@ def check_gold(rows: Iterable[Row], spec: AnswerSpec) -> None:
         DataError: the file, the row, the field, its value and what is allowed.
     """
     for row in rows:
-        wrong = misfit(spec, row.gold) if row.gold is not None else None
+        wrong = misfit(spec, row.gold, row.tools) if row.gold is not None else None
         if wrong is not None:
             raise DataError(f"{row.source.removeprefix('file:')}: row {row.id}: gold: {wrong}")
 
@@ -361,7 +380,8 @@ def _examples(placed: Sequence[_Placed], spec: AnswerSpec, task: str) -> Iterato
         row = one.row
         answer = row.gold if row.gold is not None else row.teacher
         assert answer is not None, "rows without an answer were dropped"
-        completion = canonical(answer, form)
+        tools = row.tools if spec.kind == "tool_call" else ()
+        completion = canonical(answer, form, tools)
         yield Example(
             id=row.id,
             task=task,
@@ -373,7 +393,8 @@ def _examples(placed: Sequence[_Placed], spec: AnswerSpec, task: str) -> Iterato
             split=one.split,
             group=f"{one.group}",
             at=row.at,
-            sha256=sha256_of(row.messages, f"{one.key}{completion}"),
+            sha256=sha256_of(row.messages, f"{one.key}{completion}", tools),
+            tools=tools,
         )
 
 

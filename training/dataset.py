@@ -17,10 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.errors import DataError
+from training.tools import names_of
 
-SCHEMA = 1
+SCHEMA = 2
+"""2 since an example has the tools of its request."""
 Split = Literal["train", "validation", "test", "test_balanced"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "test_balanced")
+
+
+NO_CALL_CLASS = "(no call)"
 
 
 class Example(msgspec.Struct, frozen=True):
@@ -42,6 +47,8 @@ class Example(msgspec.Struct, frozen=True):
     weight: float = 1.0
     at: float = 0.0
     sha256: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Those that the request brought, for answers that call them."""
 
 
 class Dropped(msgspec.Struct, frozen=True):
@@ -103,7 +110,14 @@ class Dataset:
             )
         try:
             examples = tuple(
-                msgspec.convert({**row, "messages": msgspec.json.decode(row["messages"])}, Example)
+                msgspec.convert(
+                    row
+                    | {
+                        "messages": msgspec.json.decode(row["messages"]),
+                        "tools": msgspec.json.decode(row.get("tools") or b"[]"),
+                    },
+                    Example,
+                )
                 for row in rows
             )
         except (KeyError, TypeError, msgspec.MsgspecError) as why:
@@ -121,7 +135,11 @@ def save(path: Path, info: DatasetInfo, examples: Sequence[Example]) -> Dataset:
     partial = path.with_name(f".{path.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     rows = [
-        {**msgspec.structs.asdict(e), "messages": msgspec.json.encode(e.messages).decode()}
+        msgspec.structs.asdict(e)
+        | {
+            "messages": msgspec.json.encode(e.messages).decode(),
+            "tools": msgspec.json.encode(e.tools).decode(),
+        }
         for e in examples
     ]
     pq.write_table(pa.Table.from_pylist(rows), partial / "examples.parquet", compression="zstd")
@@ -130,9 +148,12 @@ def save(path: Path, info: DatasetInfo, examples: Sequence[Example]) -> Dataset:
     return Dataset(path, info, tuple(examples))
 
 
-def sha256_of(messages: Sequence[dict[str, Any]], completion: str) -> str:
+def sha256_of(
+    messages: Sequence[dict[str, Any]], completion: str, tools: Sequence[dict[str, Any]] = ()
+) -> str:
     """Content hash of one example."""
-    return hashlib.sha256(msgspec.json.encode([messages, completion])).hexdigest()
+    content = [messages, completion, tools] if tools else [messages, completion]
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
 def digest_of(examples: Sequence[Example]) -> str:
@@ -142,12 +163,15 @@ def digest_of(examples: Sequence[Example]) -> str:
 
 
 def class_of(completion: str, answer: dict[str, Any]) -> str | None:
-    """The class that balancing and counting go by: a label, or the first compared field of a JSON answer.
+    """The class that balancing and counting go by: a label, the first compared field of a JSON answer, or the tools called.
 
-    None where the kind of answer has no classes (text, tool calls, JSON without compared fields).
+    None where the kind of answer has no classes (text, JSON without compared fields).
     """
     if answer.get("kind") == "label":
         return completion
+    if answer.get("kind") == "tool_call":
+        names = names_of(completion)
+        return None if names is None else "+".join(names) or NO_CALL_CLASS
     fields = (answer.get("compare") or {}).get("fields") or ()
     if answer.get("kind") != "json" or not fields:
         return None

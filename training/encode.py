@@ -9,8 +9,12 @@ from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from router.prompt import render
+from router.tool_calls import compact, read, written
 from training.dataset import Example
+from training.tools import schemas_of
 
 
 class Tokenizer(Protocol):
@@ -41,14 +45,19 @@ class Encoded:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-def canonical(answer: str, spec: dict[str, Any]) -> str:
+def canonical(answer: str, spec: dict[str, Any], tools: Sequence[dict[str, Any]] = ()) -> str:
     """The answer as the student learns to write it.
 
     JSON becomes compact, its keys in the order of the schema's `properties` (a third fewer tokens than the spaced
-    form, and one spelling instead of many); code fences go. A label loses surrounding whitespace. Text and what does
-    not parse stay as they are.
+    form, and one spelling instead of many); code fences go. So do a tool call's arguments, in the order of its tool's
+    schema, and words beside calls go. A label loses surrounding whitespace. Text and what does not parse stay as they are.
+
+    Args:
+        tools: those of the request, for answers that call them.
     """
     text = answer.strip()
+    if spec.get("kind") == "tool_call":
+        return _canonical_calls(text, spec, tools)
     if spec.get("kind") != "json":
         return text
     body = text.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
@@ -56,11 +65,35 @@ def canonical(answer: str, spec: dict[str, Any]) -> str:
         value = json.loads(body)
     except ValueError:
         return text
-    order = list(((spec.get("schema") or {}).get("properties") or {}).keys())
     if isinstance(value, dict):
-        rank = {key: position for position, key in enumerate(order)}
-        value = dict(sorted(value.items(), key=lambda item: rank.get(item[0], len(rank))))
+        value = _in_order(value, spec.get("schema"))
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _in_order(value: dict[str, Any], schema: dict[str, Any] | None) -> dict[str, Any]:
+    """The keys in the order of the schema's properties, others after them as they came."""
+    rank = {key: place for place, key in enumerate((schema or {}).get("properties") or {})}
+    return dict(sorted(value.items(), key=lambda item: rank.get(item[0], len(rank))))
+
+
+def _canonical_calls(text: str, spec: dict[str, Any], tools: Sequence[dict[str, Any]]) -> str:
+    calls = read(text)
+    if not calls:
+        return text
+    schemas = schemas_of(tools)
+    return written(
+        [
+            msgspec.structs.replace(
+                call,
+                arguments=compact(
+                    _in_order(
+                        json.loads(call.arguments), schemas.get(call.name) or spec.get("schema")
+                    )
+                ),
+            )
+            for call in calls
+        ]
+    )
 
 
 def encode_prompt(
@@ -68,9 +101,10 @@ def encode_prompt(
     tokenizer: Tokenizer,
     template: str,
     max_input_chars: int | None,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> tuple[tuple[int, ...], bool]:
     """Token ids of the student's prompt, and whether the input was cut."""
-    text, was_cut = render(template, messages, max_input_chars)
+    text, was_cut = render(template, messages, max_input_chars, tools)
     return tuple(tokenizer.encode(text, add_special_tokens=False)), was_cut
 
 
@@ -78,7 +112,9 @@ def encode(
     example: Example, tokenizer: Tokenizer, template: str, max_input_chars: int | None
 ) -> Encoded:
     """One example as a training row."""
-    prompt_ids, was_cut = encode_prompt(example.messages, tokenizer, template, max_input_chars)
+    prompt_ids, was_cut = encode_prompt(
+        example.messages, tokenizer, template, max_input_chars, example.tools
+    )
     answer = tokenizer.encode(example.completion, add_special_tokens=False)
     return Encoded(
         example.id, prompt_ids, (*answer, tokenizer.eos_token_id), was_cut, example.weight

@@ -61,7 +61,7 @@ def cost_of(
     tokens = [estimated_tokens(len(p.text)) for p in answers] if is_estimated else counted
     usd = None
     if price is not None:
-        asked = sum(prompt_tokens({"messages": e.messages}) for e in examples)
+        asked = sum(prompt_tokens({"messages": e.messages, "tools": e.tools}) for e in examples)
         node = price.per_hour * sum(seconds) / 3600
         usd = 1000 * (cost(price, asked, sum(tokens)) + node) / len(answers)
     return Cost(

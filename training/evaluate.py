@@ -16,6 +16,7 @@ from training.baselines import FITS, Baseline, Recorded
 from training.dataset import Dataset, Example, Split, class_of
 from training.errors import DataError
 from training.eval_bits import BitsReport
+from training.eval_calls import CallFigures, call_figures
 from training.eval_cost import Cost, Prices, Waits, cost_of
 from training.eval_form import FormFigures, form_figures
 from training.eval_judge import JudgeReport
@@ -44,9 +45,11 @@ class Line:
     cost: Cost
     scores: Scores
     form: FormFigures | None
-    """None for free text."""
+    """None for free text and tool calls."""
     text: TextFigures | None
     """ROUGE, for free text only."""
+    calls: CallFigures | None = None
+    """For tool calls only."""
     predictions: tuple[Prediction, ...] = ()
     """One a row, in order."""
     rouge: tuple[dict[str, float], ...] = ()
@@ -153,7 +156,7 @@ def evaluate(
             there decide.
 
     Raises:
-        DataError: the dataset has no test rows, no validation rows to fix the hybrid's cut on, or answers that only call tools.
+        DataError: the dataset has no test rows, or no validation rows to fix the hybrid's cut on.
     """
     spec = _spec_of(dataset)
     learned = [*dataset.of("train"), *dataset.of("validation")]
@@ -182,11 +185,6 @@ def _spec_of(dataset: Dataset) -> AnswerSpec:
         DataError: it cannot.
     """
     spec = AnswerSpec.model_validate(dataset.info.answer)
-    if spec.kind == "tool_call":
-        # A student's text has no calls, and two answers without calls would count as equal.
-        raise DataError(
-            f"{dataset.path}: answers of kind tool_call cannot be evaluated; allowed: label, json, text"
-        )
     if not dataset.of("test"):
         raise DataError(f"{dataset.path}: no test rows; build with a test share or --test-file")
     if not dataset.of("validation"):
@@ -286,6 +284,9 @@ def _line(
         scores=scores(spec, found, wanted, main.right),
         form=form_figures(spec, texts, wanted),
         text=text_figures(texts, wanted, near) if near else None,
+        calls=call_figures(spec, texts, wanted, [e.tools for e in rows])
+        if spec.kind == "tool_call"
+        else None,
         predictions=tuple(found),
         rouge=tuple(near),
     )

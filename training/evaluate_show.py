@@ -26,6 +26,9 @@ def show(report: Evaluation, files: dict[str, str]) -> None:
             out.print(_texts(test, report.learned.get(test.split)))
         if any(line.form and line.form.extraction for line in test.lines):
             out.print(_form(test))
+        if any(line.calls for line in test.lines):
+            out.print(_calls(test))
+            out.print(_call_arguments(test))
         if test.slices:
             _print_slices(test)
     if report.waits:
@@ -113,6 +116,36 @@ def _form(test: TestReport) -> Table:
     for name, found in form.extraction.items():
         table.add_row(
             name, percent(found.precision), percent(found.recall), f"{100 * found.f1:.1f}", f"{100 * found.fuzzy_f1:.1f}",
+        )  # fmt: skip
+    return table
+
+
+def _calls(test: TestReport) -> Table:
+    table = Table(
+        "answerer", "right tool", "right arguments", "argument P", "argument R", "valid", "no call, right", "needless", "missed",
+        "unparseable", title=f"{test.split}: tool calls against the {test.reference} answers, %",
+    )  # fmt: skip
+    for line in test.lines:
+        if line.calls:
+            c, each = line.calls, line.calls.all_arguments
+            found = (
+                c.names, c.arguments, each.precision, each.recall, c.valid, c.abstained, c.spurious, c.missed, c.unparseable,
+            )  # fmt: skip
+            table.add_row(line.name, *(percent(r) if r and r.rows else UNKNOWN for r in found))
+    return table
+
+
+def _call_arguments(test: TestReport) -> Table:
+    calls = test.line(STUDENT).calls
+    assert calls is not None
+    table = Table(
+        "argument", "precision", "recall", "F1", "normalised F1",
+        title=f"{test.split}: the student's arguments, %",
+    )  # fmt: skip
+    for name, found in {"all": calls.all_arguments, **calls.by_argument}.items():
+        table.add_row(
+            escape(name), percent(found.precision), percent(found.recall), f"{100 * found.f1:.1f}",
+            f"{100 * found.normalised_f1:.1f}",
         )  # fmt: skip
     return table
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from training.eval_bits import BitsReport
+from training.eval_calls import CallFigures
 from training.eval_judge import JudgeReport
 from training.evaluate import RIVAL, STUDENT, Evaluation, TestReport
 from training.metrics import Mean, Rate
@@ -60,6 +61,8 @@ def _of_test(test: TestReport) -> list[str]:
             f"{where}: student and teacher together {percent(h.accuracy)} at {100 * h.handed_over:.0f} % handed over; "
             f"teacher alone {100 * h.teacher_alone.share:.1f}, student alone {100 * h.student_alone.share:.1f}."
         )
+    if student.calls:
+        said += _of_calls(student.calls, where)
     if student.figures.unparseable:
         said.append(
             f"{where}: {student.figures.unparseable} of the student's answers do not parse."
@@ -69,6 +72,26 @@ def _of_test(test: TestReport) -> list[str]:
             f"{where}: {percent(student.form.valid)} % of the student's answers are valid under the schema."
         )
     return said + _of_slices(test, where)
+
+
+def _of_calls(calls: CallFigures, where: str) -> list[str]:
+    said = [
+        f"{where}: of {calls.names.rows} rows that want calls {percent(calls.names)} % have the right tools and "
+        f"{percent(calls.arguments)} % the right arguments too; {calls.missed.right} make no call."
+    ]
+    if calls.abstained.rows:
+        said.append(
+            f"{where}: of {calls.abstained.rows} rows that want none {percent(calls.abstained)} % make none; "
+            f"{calls.spurious.right} make one."
+        )
+    else:
+        said.append(f"{where}: no row wants no call, so nothing is known of needless ones.")
+    if calls.valid and calls.valid.right < calls.valid.rows:
+        said.append(
+            f"{where}: {percent(calls.valid)} % of the student's calls are valid under their tools' schemas; "
+            f"{calls.unknown_tools} are of tools that the request has not."
+        )
+    return said
 
 
 def _of_both(first: TestReport, second: TestReport) -> list[str]:

@@ -75,7 +75,9 @@ def rows(
     """
     made, missing, too_long, before = [], 0, 0, 0
     for example in examples:
-        prompt, was_cut = encode_prompt(example.messages, tokenizer, template, max_input_chars)
+        prompt, was_cut = encode_prompt(
+            example.messages, tokenizer, template, max_input_chars, example.tools
+        )
         before += (
             len(prompt) + len(tokenizer.encode(example.completion, add_special_tokens=False)) + 1
         )

@@ -23,6 +23,6 @@ def template(
     """The student's template behind `count` rows with their answers; braces in them stand for themselves."""
     told = []
     for example in shots(examples, count):
-        text, _ = render(prompt, example.messages, max_input_chars)
+        text, _ = render(prompt, example.messages, max_input_chars, example.tools)
         told.append((text + example.completion).replace("{", "{{").replace("}", "}}"))
     return "\n\n".join([*told, prompt])

@@ -1,6 +1,7 @@
 """JSON texts of people's files, addresses, and what is wrong with an answer under a route's spec, in words. Pure."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -8,6 +9,7 @@ import httpx
 from router.answer_spec import AnswerSpec
 from router.compare import parse
 from training.errors import ConfigError, DataError
+from training.tools import calls_problem
 
 
 def json_of(text: str, place: str) -> Any:
@@ -30,8 +32,14 @@ def json_of(text: str, place: str) -> Any:
     return value
 
 
-def misfit(spec: AnswerSpec, answer: str) -> str | None:
-    """What is wrong with an answer under the spec: the field, its value and what is allowed; None when nothing is."""
+def misfit(spec: AnswerSpec, answer: str, tools: Sequence[dict[str, Any]] = ()) -> str | None:
+    """What is wrong with an answer under the spec: the field, its value and what is allowed; None when nothing is.
+
+    Args:
+        tools: those of the request, for answers that call them.
+    """
+    if spec.kind == "tool_call":
+        return calls_problem(spec, answer, tools)
     value = parse(spec, answer)
     if value is None:
         wanted = {

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from router.tool_calls import written
 from training.build import Keys
 from training.errors import ConfigError, DataError
+from training.tools import Tools, calls_of, tool_choice_of, tools_of
 
 Entry = dict[str, Any]
 REDACTED = "redacted-by-litellm"
@@ -96,6 +98,8 @@ class Parts:
     model: str = ""
     at: float = 0.0
     facts: Facts = Facts()
+    tools: Tools = ()
+    tool_choice: Any = None
 
 
 def word(value: Any) -> str:
@@ -127,16 +131,19 @@ def _messages(place: Place, value: Any, at: str) -> list[Entry]:
 
 
 def _said(place: Place, message: Any, at: str) -> str:
-    """The text of an assistant's message.
+    """The answer of an assistant's message: its tool calls as text, else its words.
 
     Raises:
-        Skip: it only calls tools, or says nothing.
-        DataError: it is not a message.
+        Skip: it says nothing.
+        DataError: it is not a message, or a call is none.
     """
     if isinstance(message, str):
         return message
     if not isinstance(message, dict):
         raise place.refuse(at, message, "a text or a message")
+    if message.get("tool_calls"):
+        where = f"{place.path}: {place.where}: {at}.tool_calls"
+        return written(calls_of(where, message["tool_calls"]))
     content = message.get("content")
     if isinstance(content, list):
         texts = [p.get("text") for p in content if isinstance(p, dict)]
@@ -144,8 +151,16 @@ def _said(place: Place, message: Any, at: str) -> str:
     if content is not None and not isinstance(content, str):
         raise place.refuse(f"{at}.content", content, "a text, a list of parts, or null")
     if not content:
-        raise Skip("the answer only calls tools" if message.get("tool_calls") else "no answer text")
+        raise Skip("no answer text")
     return content
+
+
+def _asked(place: Place, source: Any, at: str = "") -> tuple[Tools, Any]:
+    """`tools` and `tool_choice` of a request."""
+    if not isinstance(source, dict):
+        return (), None
+    where = f"{place.path}: {place.where}{f': {at}' if at else ''}"
+    return tools_of(where, source.get("tools")), tool_choice_of(where, source.get("tool_choice"))
 
 
 def _choice(place: Place, reply: Entry, at: str) -> tuple[str, str]:
@@ -196,7 +211,10 @@ def _openai_chat(place: Place, entry: Entry, names: Columns) -> Parts:
         raise Skip("weight 0")
     answer = _said(place, messages[-1], "messages[-1]")
     gold = _answer(place, entry, names.keys.gold)
-    return Parts(messages[:-1], answer, gold, word(entry.get("id")))
+    tools, choice = _asked(place, entry)
+    return Parts(
+        messages[:-1], answer, gold, word(entry.get("id")), tools=tools, tool_choice=choice
+    )
 
 
 def _openai_stored(place: Place, entry: Entry, names: Columns) -> Parts:
@@ -207,16 +225,24 @@ def _openai_stored(place: Place, entry: Entry, names: Columns) -> Parts:
         )
     messages = _messages(place, entry.get("messages", entry.get("input")), "messages")
     answer, finish = _choice(place, entry, "")
-    if messages[-1]["role"] == "assistant" and messages[-1].get("content") == answer:
+    if messages[-1]["role"] == "assistant" and _is_said(place, messages[-1], answer):
         messages = messages[:-1]
+    tools, choice = _asked(place, entry)
     tags = entry.get("metadata")
     user = word(entry.get("input_user")) or word(
         (tags or {}).get("user") if isinstance(tags, dict) else ""
     )
     return Parts(
         messages, answer, _answer(place, entry, names.keys.gold), word(entry.get("id")), word(entry.get("model")),
-        _time(place, entry.get("created"), "created"), Facts(user, finish),
+        _time(place, entry.get("created"), "created"), Facts(user, finish), tools, choice,
     )  # fmt: skip
+
+
+def _is_said(place: Place, message: Entry, answer: str) -> bool:
+    try:
+        return _said(place, message, "messages[-1]") == answer
+    except Skip:
+        return False
 
 
 def _openai_evals(place: Place, entry: Entry, names: Columns) -> Parts:
@@ -239,6 +265,7 @@ def _openai_evals(place: Place, entry: Entry, names: Columns) -> Parts:
         given, at = item[key], f"item.{key}"
     answer = _answer(place, item, names.keys.teacher, "item.")
     finish = word(sample.get("finish_reason"))
+    tools, choice = _asked(place, item, "item")
     if isinstance(sample.get("output"), list) and sample["output"]:
         answer = _said(place, sample["output"][-1], "sample.output[-1]")
     elif isinstance(sample.get("output_text"), str):
@@ -248,6 +275,7 @@ def _openai_evals(place: Place, entry: Entry, names: Columns) -> Parts:
     return Parts(
         _messages(place, given, at), answer, _answer(place, item, names.keys.gold, "item."), word(entry.get("id")),
         word(sample.get("model")), _time(place, entry.get("created_at"), "created_at"), Facts("", finish),
+        tools, choice,
     )  # fmt: skip
 
 
@@ -268,6 +296,7 @@ def _langfuse(place: Place, entry: Entry, names: Columns) -> Parts:
     if str(entry.get("level", "")).upper() == "ERROR":
         raise Skip("the call failed")
     given = _unwrapped(entry.get("input"))
+    tools, choice = _asked(place, given, "input")
     if isinstance(given, dict):
         given = given.get("messages", [given] if "role" in given else given)
     output = _unwrapped(entry.get("output"))
@@ -278,7 +307,7 @@ def _langfuse(place: Place, entry: Entry, names: Columns) -> Parts:
         output = output[-1]
     if isinstance(output, dict) and "choices" in output:
         answer, finish = _choice(place, output, "output.")
-    elif isinstance(output, dict) and not {"role", "content"} & set(output):
+    elif isinstance(output, dict) and not {"role", "content", "tool_calls"} & set(output):
         answer = (
             entry["output"]
             if isinstance(entry["output"], str)
@@ -296,7 +325,7 @@ def _langfuse(place: Place, entry: Entry, names: Columns) -> Parts:
     user = word(entry.get("userId")) or word(entry.get("user_id"))
     return Parts(
         _messages(place, given, "input"), answer, None, word(entry.get("id")), word(model),
-        _time(place, entry.get(started), started), Facts(user, finish),
+        _time(place, entry.get(started), started), Facts(user, finish), tools, choice,
     )  # fmt: skip
 
 
@@ -318,12 +347,13 @@ def _litellm(place: Place, entry: Entry, names: Columns) -> Parts:
     finish = ""
     if isinstance(response, dict) and "choices" in response:
         answer, finish = _choice(place, response, "response.")
-    elif isinstance(response, dict) and "content" not in response:
+    elif isinstance(response, dict) and not {"content", "tool_calls"} & set(response):
         raise place.refuse(
             "response", sorted(response), "a text, a message, or an object with choices"
         )
     else:
         answer = _said(place, response, "response")
+    tools, choice = _asked(place, _unwrapped(payload.get("model_parameters")), "model_parameters")
     meta = payload.get("metadata")
     known = meta if isinstance(meta, dict) else {}
     user = next(
@@ -333,6 +363,7 @@ def _litellm(place: Place, entry: Entry, names: Columns) -> Parts:
     return Parts(
         _messages(place, given, "messages"), answer, None, word(payload.get("id")), word(payload.get("model")),
         _time(place, payload.get("startTime"), "startTime"), Facts(word(user), finish),
+        tools, choice,
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def _row(place: Place, parts: Parts, system: str | None, fixed: Split | None) ->
         messages = [{"role": "system", "content": system}, *messages]
     return Row(
         parts.id or f"{place.path.stem}-{place.number}", tuple(messages), parts.teacher, parts.gold,
-        f"file:{place.path.name}", parts.model, parts.at, fixed,
+        f"file:{place.path.name}", parts.model, parts.at, fixed, tools=parts.tools, tool_choice=parts.tool_choice,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 The asking itself is in `label_teacher`, answers already paid for in `label_cache`, comparing teachers in `label_grid`.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +16,21 @@ from router.difficulty import estimated_tokens
 from router.policy import Price
 from router.prompt import render, text_of
 from router.records import Answer
+from router.tool_calls import openai_form, read
 from training.build import Row
 from training.curate.votes import tally
 from training.errors import ConfigError, DataError
+from training.form import misfit
 from training.label_cache import Reply, request_hash
+from training.tools import Tools
 
 CHECKED_FIRST = 16
 """Answers that are asked and checked before the rest is paid."""
 MESSAGE_TOKENS = 8
 """Tokens of a chat template around one message: an allowance, not a count."""
+
+TOOLS_TOKENS = 512
+"""Words that a chat template puts around tools, at most: an allowance; each tool counts with the most spaces that one writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +49,18 @@ class Teacher:
     """More keys of the request body."""
     extract: str | None = None
     """A regular expression whose first group (or whole match) in the reply is the answer; the last match counts."""
+    calls_tools: bool = False
+    """Whether answers are tool calls: rows are then asked with their tools."""
+    tools: Tools = ()
+    """Of rows that bring none."""
+    tool_choice: Any = None
+    """Of rows that bring none."""
 
     def body(self, row: Row) -> dict[str, Any]:
         """The request for one row."""
         messages = [dict(m) for m in row.messages]
         if self.prompt is not None:
-            said, _ = render(self.prompt, row.messages)
+            said, _ = render(self.prompt, row.messages, None, row.tools or self.tools)
             messages = [m for m in messages if m["role"] in ("system", "developer")]
             messages.append({"role": "user", "content": said})
         if self.system is not None:
@@ -58,6 +71,11 @@ class Teacher:
             body["temperature"] = self.temperature
         if "max_completion_tokens" not in self.extra:
             body["max_tokens"] = self.max_tokens
+        if self.calls_tools:
+            body["tools"] = list(row.tools or self.tools)
+            choice = row.tool_choice if row.tool_choice is not None else self.tool_choice
+            if choice is not None:
+                body["tool_choice"] = choice
         return body | dict(self.extra)
 
     def answer(self, reply: Reply) -> str:
@@ -86,6 +104,7 @@ def jobs_of(rows: Sequence[Row], teachers: Sequence[Teacher], samples: int = 1) 
 
     Raises:
         ConfigError: several samples without a temperature would all be the same.
+        DataError: answers are tool calls, and a row has no tools.
     """
     cold = next((t for t in teachers if t.temperature == 0), None)
     if samples > 1 and cold is not None:
@@ -96,6 +115,8 @@ def jobs_of(rows: Sequence[Row], teachers: Sequence[Teacher], samples: int = 1) 
     for number, row in enumerate(rows):
         for teacher in teachers:
             body = teacher.body(row)
+            if teacher.calls_tools and not body["tools"]:
+                raise DataError(f"row {row.id}: tools: none: allowed: tools in the row, or --tools")
             found += [
                 Job(number, teacher, body, request_hash(teacher.url, body, n), n)
                 for n in range(samples)
@@ -108,14 +129,22 @@ def jobs_of(rows: Sequence[Row], teachers: Sequence[Teacher], samples: int = 1) 
 
 def prompt_tokens(body: Mapping[str, Any]) -> int:
     """Prompt tokens of a request, estimated at four characters each."""
-    texts = [text_of(m.get("content")) for m in body["messages"]]
-    return sum(estimated_tokens(len(text)) + MESSAGE_TOKENS for text in texts)
+    return sum(estimated_tokens(len(text)) + MESSAGE_TOKENS for text in _texts(body))
 
 
 def most_prompt_tokens(body: Mapping[str, Any]) -> int:
     """What a prompt cannot exceed: byte-level tokenizers make no token of less than a byte."""
+    tools = body.get("tools") or []
+    shown = sum(len(json.dumps(tool, indent=4).encode()) + MESSAGE_TOKENS for tool in tools)
+    said = sum(len(text.encode()) + MESSAGE_TOKENS for text in _texts({**body, "tools": []}))
+    return said + (shown + TOOLS_TOKENS if tools else 0)
+
+
+def _texts(body: Mapping[str, Any]) -> list[str]:
+    """What a model reads of a request: messages with the calls in them, and tools."""
     texts = [text_of(m.get("content")) for m in body["messages"]]
-    return sum(len(text.encode()) + MESSAGE_TOKENS for text in texts)
+    calls = [json.dumps(m["tool_calls"]) for m in body["messages"] if m.get("tool_calls")]
+    return texts + calls + [json.dumps(tool) for tool in body.get("tools") or []]
 
 
 def most_completion_tokens(job: Job) -> int:
@@ -178,18 +207,33 @@ def estimate(
 # Form
 
 
-def problem(spec: AnswerSpec, text: str, finish_reason: str) -> str | None:
-    """What is wrong with the form of an answer; None when nothing is."""
+def problem(
+    spec: AnswerSpec, text: str, finish_reason: str, tools: Sequence[dict[str, Any]] = ()
+) -> str | None:
+    """What is wrong with the form of an answer; None when nothing is.
+
+    Args:
+        tools: those that it may call.
+    """
     form: dict[str, tuple[str, ...]] = {"label": ("label",), "json": ("schema",)}
-    names = ("not_empty", "not_truncated", *form.get(spec.kind, ()), "not_refusal")
+    # To call no tool and say so is an answer where tools may be called.
+    words = () if spec.kind == "tool_call" else ("not_refusal",)
+    names = ("not_empty", "not_truncated", *form.get(spec.kind, ()), *words)
     said = Answer(
         role="teacher", backend="", model="", status=200, text=text, finish_reason=finish_reason
     )
-    checks = tuple(GuardRule(rule=name) for name in names)  # type: ignore[arg-type]
+    checks = tuple(GuardRule(rule=name) for name in names)
     verdict = guard.check(spec, checks, said)
     if not verdict.ok:
         return f"{verdict.rule}: {verdict.detail}"
+    if spec.kind == "tool_call":
+        return misfit(spec, text, tools)
     return None if parse(spec, text) is not None else "the compared fields are missing"
+
+
+def _problem(spec: AnswerSpec, job: Job, reply: Reply) -> str | None:
+    tools = job.body.get("tools") or ()
+    return problem(spec, job.teacher.answer(reply), reply.finish_reason, tools)
 
 
 def first_jobs(jobs: Sequence[Job], count: int = CHECKED_FIRST) -> list[Job]:
@@ -213,7 +257,7 @@ def check_first(
     wrong = [
         (job, reply, why)
         for job, reply in answers
-        if (why := problem(spec, job.teacher.answer(reply), reply.finish_reason)) is not None
+        if (why := _problem(spec, job, reply)) is not None
     ]
     asked = len(answers) + len(failures)
     fine = len(answers) - len(wrong)
@@ -242,13 +286,20 @@ class Labelled:
     problem: str | None
     finish_reason: str
     model: str
+    tools: Tools = ()
+    """Those that the teacher was asked with."""
 
     def as_line(self) -> dict[str, Any]:
-        """A line that `train build --file` and `curate`'s votes read."""
+        """A line that `train build --file` and `curate`'s votes read; calls are in OpenAI's form, with the tools beside them."""
+        calls = read(self.answer) if self.tools else None
         line: dict[str, Any] = {
-            "id": self.row.id, "messages": list(self.row.messages), "teacher": self.answer, "teacher_model": self.model,
-            "finish_reason": self.finish_reason,
+            "id": self.row.id, "messages": list(self.row.messages), "teacher": openai_form(calls) if calls else self.answer,
+            "teacher_model": self.model, "finish_reason": self.finish_reason,
         }  # fmt: skip
+        if self.tools:
+            line["tools"] = list(self.tools)
+            if self.row.tool_choice is not None:
+                line["tool_choice"] = self.row.tool_choice
         if self.row.gold is not None:
             line["gold"] = self.row.gold
         if self.problem is not None:
@@ -279,7 +330,7 @@ def labelled(
         found.append(
             Labelled(
                 rows[number], texts, texts[chosen], votes.agreement, votes.entropy_bits,
-                problem(spec, texts[chosen], finish), finish, "+".join(models),
+                _problem(spec, *pairs[chosen]), finish, "+".join(models), tuple(pairs[chosen][0].body.get("tools") or ()),
             )
         )  # fmt: skip
     return found

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from training.label_grid import GridConfig
     from training.label_run import LabelRun
     from training.label_teacher import Asked
+    from training.label_tools import LabelTools
 
 
 def label(
@@ -35,6 +36,8 @@ def label(
     extra: Annotated[list[str] | None, typer.Option("--body", help="More of the request: KEY=VALUE.")] = None,
     extract: Annotated[str | None, typer.Option(help="Regular expression that finds the answer in a reply.")] = None,
     labels: Annotated[str | None, typer.Option(help="Allowed answers, by commas; or take --policy and --route.")] = None,
+    tools: Annotated[Path | None, typer.Option(help="JSON file: tools (OpenAI's form) of rows that bring none; answers are then tool calls.")] = None,
+    tool_choice: Annotated[str | None, typer.Option(help="auto, none, required or a tool's name, for rows that say nothing.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Policy file: teacher, answer spec, price.")] = None,
     route: Annotated[str | None, typer.Option(help="Route of the policy.")] = None,
     input_price: Annotated[float | None, typer.Option(min=0, help="US dollars a million prompt tokens.")] = None,
@@ -55,13 +58,14 @@ def label(
 
     Example: graduate train label rows.jsonl --teacher-url https://api.openai.com/v1 --model gpt-4o-mini --labels spam,ham --input-price 0.15 --output-price 0.60 --max-usd 5 --out labels.jsonl
     """
-    from training import imports
+    from training import imports, label_tools
     from training.build import Keys
     from training.commands import operator_errors
     from training.form import address
     from training.import_formats import Columns
     from training.label import Teacher, jobs_of
     from training.label_run import LabelRun
+    from training.label_tools import ToolFlags
 
     with operator_errors():
         source = _source(policy, route, labels, input_price, output_price)
@@ -74,11 +78,14 @@ def label(
         if url is None:
             raise ConfigError("label: give --teacher-url, or --policy and --route")
         address(url, "--teacher-url")
+        kind = source.spec.kind if source.spec is not None else None
+        flags = ToolFlags(tools, tool_choice, tuple(extra or ()), extract)
+        source = replace(source, tools=label_tools.of(flags, rows, kind))
         run = LabelRun(
             cache, api_key_env or source.key_env, concurrency, max_usd, yes, min_first, as_json
         )
         if grid is not None:
-            _grid(grid, url, rows, source.spec, out, run)
+            _grid(grid, url, rows, source, out, run)
             return
         if not names:
             raise ConfigError(
@@ -91,22 +98,38 @@ def label(
             )
         _check_prompt(prompt, extract)
         teachers = [
-            Teacher(url, name, source.price, system, prompt, temperature, max_tokens, _extra(extra), extract)
+            source.asking(
+                Teacher(url, name, source.price, system, prompt, temperature, max_tokens, _extra(extra), extract)
+            )
             for name in names
         ]  # fmt: skip
-        asked = run.ask(jobs_of(rows, teachers, samples), rows, source.spec)
-        _write(rows, asked, source.spec, out, run)
+        asked = run.ask(jobs_of(rows, teachers, samples), rows, source.answers)
+        _write(rows, asked, source.answers, out, run)
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What flags and the policy's route say of the teacher and of its answers."""
+    """What flags and the policy's route say of the teacher and of its answers; no spec where neither says what they are."""
 
-    spec: "AnswerSpec"
+    spec: "AnswerSpec | None"
     price: "Price | None"
     url: str | None
     models: list[str]
     key_env: str
+    tools: "LabelTools | None" = None
+
+    def asking(self, teacher: "Teacher") -> "Teacher":
+        """The teacher, asked with tools where answers call them."""
+        return teacher if self.tools is None else self.tools.given_to(teacher)
+
+    @property
+    def answers(self) -> "AnswerSpec":
+        """What the answers are."""
+        from router.answer_spec import AnswerSpec
+
+        if self.spec is not None:
+            return self.spec
+        return AnswerSpec(kind="tool_call" if self.tools else "text")
 
 
 def _source(
@@ -115,7 +138,7 @@ def _source(
     """Flags laid over the route.
 
     Raises:
-        ConfigError: flags that do not fit together, or answers that cannot be labelled.
+        ConfigError: flags that do not fit together.
     """
     from router.answer_spec import AnswerSpec
     from router.policy import Price
@@ -125,7 +148,7 @@ def _source(
         raise ConfigError("label: --policy and --route belong together")
     if (input_price is None) != (output_price is None):
         raise ConfigError("label: --input-price and --output-price belong together")
-    spec, price, url, models, key_env = AnswerSpec(kind="text"), None, None, list[str](), None
+    spec, price, url, models, key_env = None, None, None, list[str](), None
     if policy is not None and route is not None:
         loaded, found = open_route(policy, route)
         backend = loaded.backends[found.teacher.backend]
@@ -138,10 +161,6 @@ def _source(
         if len(words) < 2:
             raise ConfigError(f"--labels {labels!r}: allowed: two or more words, by commas")
         spec = AnswerSpec(kind="label", labels=words)
-    if spec.kind == "tool_call":
-        raise ConfigError(
-            f"route {route}: answers of kind tool_call cannot be labelled; allowed: label, json, text"
-        )
     if input_price is not None and output_price is not None:
         price = Price(input=input_price, output=output_price)
     return _Source(spec, price, url, models, key_env or "OPENAI_API_KEY")
@@ -256,16 +275,19 @@ def _show(report: dict[str, Any], as_json: bool) -> None:
 
 
 def _grid(
-    path: Path, url: str, rows: "Sequence[Row]", spec: "AnswerSpec", out: Path, run: "LabelRun"
+    path: Path, url: str, rows: "Sequence[Row]", source: _Source, out: Path, run: "LabelRun"
 ) -> None:
     from training import label_grid
     from training.label import CHECKED_FIRST
 
-    config = label_grid.load(path)
+    config, spec = label_grid.load(path), source.answers
     gold = [row for row in rows if row.gold is not None]
     if not gold:
         raise DataError("grid: no row has a gold answer to score against (--gold-key)")
-    teachers = label_grid.teachers_of(config, url)
+    teachers = {
+        name: source.asking(teacher)
+        for name, teacher in label_grid.teachers_of(config, url).items()
+    }
     # A prompt that spoils the form is a finding of the comparison; only a teacher that never keeps it ends it.
     run.min_first = min(run.min_first, 1 / CHECKED_FIRST)
     jobs, repeats = _grid_jobs(config, teachers, gold)

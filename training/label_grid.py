@@ -157,7 +157,7 @@ def score(
         text = job.teacher.answer(reply)
         right[sample, number] = agree(spec, text, rows[number].gold or "")
         values[number].add(value_of(spec, text))
-        bad += problem(spec, text, reply.finish_reason) is not None
+        bad += problem(spec, text, reply.finish_reason, job.body.get("tools") or ()) is not None
     by_class: dict[str, list[float]] = {}
     for number, row in enumerate(rows):
         label = class_of(canonical(row.gold or "", form), form)

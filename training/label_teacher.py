@@ -7,6 +7,7 @@ the sum of what was paid and what is under way never exceeds the cap.
 import asyncio
 import datetime
 import email.utils
+import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 
 from router.difficulty import estimated_tokens
+from router.tool_calls import OPENING, read, written
 from training.errors import ConfigError
 from training.label import Job, cost_of, most_cost, prompt_tokens
 from training.label_cache import Cache, Reply
@@ -240,11 +242,18 @@ def _message(response: httpx.Response) -> tuple[str, str]:
         return response.text[:200], ""
 
 
+def _written(calls: Any) -> str:
+    """A reply's calls as text; one that is none stays readable, and so has not the form."""
+    found = read(json.dumps({"tool_calls": calls}))
+    return written(found) if found else f"{OPENING}{json.dumps(calls, ensure_ascii=False)}"
+
+
 def _reply(job: Job, response: httpx.Response, latency_seconds: float) -> Reply:
     try:
         data: Any = response.json()
         choice = data["choices"][0]
-        text = choice["message"]["content"] or ""
+        calls = choice["message"].get("tool_calls") if job.teacher.calls_tools else None
+        text = _written(calls) if calls else choice["message"]["content"] or ""
         usage = data.get("usage") or {}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as why:
         raise Refused(f"not a chat completion: {response.text[:200]}") from why

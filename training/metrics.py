@@ -12,6 +12,7 @@ from monitoring.intervals import wilson
 from router.answer_spec import AnswerSpec
 from router.compare import compare, parse
 from router.records import Answer
+from training.dataset import NO_CALL_CLASS
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def figures(spec: AnswerSpec, answers: Sequence[str], references: Sequence[str])
     fields: dict[str, FieldFigures] = {}
     for name in _class_fields(spec):
         pairs = [(_class(w, name), _class(p, name)) for w, p in zip(wanted, parsed, strict=True)]
-        fields[name or "label"] = field_figures([w for w, _ in pairs], [p for _, p in pairs])
+        fields[name or spec.kind] = field_figures([w for w, _ in pairs], [p for _, p in pairs])
     return Figures(
         accuracy=rate(sum(right), len(right)),
         unparseable=sum(p is None for p in parsed),
@@ -133,7 +134,7 @@ def field_figures(references: Sequence[str], answers: Sequence[str]) -> FieldFig
 
 
 def _class_fields(spec: AnswerSpec) -> tuple[str | None, ...]:
-    if spec.kind == "label":
+    if spec.kind in ("label", "tool_call"):
         return (None,)
     if spec.kind == "json":
         return tuple(spec.compare.fields)
@@ -143,6 +144,8 @@ def _class_fields(spec: AnswerSpec) -> tuple[str | None, ...]:
 def _class(value: Any, name: str | None) -> str:
     if value is None:
         return "(unparseable)"
+    if isinstance(value, list) and name is None:  # tool calls
+        return "+".join(sorted({call for call, _ in value})) or NO_CALL_CLASS
     if name is None:
         return str(value)
     found = value.get(name) if isinstance(value, dict) else None

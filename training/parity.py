@@ -132,9 +132,13 @@ def expected(
     found = student.predict(examples)
     rows = []
     for example, prediction, base in zip(examples, found, base_answers, strict=True):
-        text, _ = render(student.template, example.messages, student.max_input_chars)
+        text, _ = render(student.template, example.messages, student.max_input_chars, example.tools)
         ids, _ = encode_prompt(
-            example.messages, student.tokenizer, student.template, student.max_input_chars
+            example.messages,
+            student.tokenizer,
+            student.template,
+            student.max_input_chars,
+            example.tools,
         )
         rows.append(Expected(example.id, text, ids, prediction.text, base))
     return rows

@@ -60,7 +60,9 @@ class ModelPredictor:
     ) -> list[Prediction]:
         """Greedy answers, rows bucketed by length."""
         prompts = [
-            encode_prompt(e.messages, self.tokenizer, self.template, self.max_input_chars)[0]
+            encode_prompt(e.messages, self.tokenizer, self.template, self.max_input_chars, e.tools)[
+                0
+            ]
             for e in examples
         ]
         found: list[Prediction | None] = [None] * len(prompts)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from router.answer_spec import AnswerSpec
 from router.compare import parse
+from router.prompt import template_fields
 from router.records import Record
 from training.build import key_of
 from training.curate.votes import tally, value_of
@@ -219,8 +220,12 @@ def save(folder: Path, pairs: Sequence[Pair], dropped: dict[str, int], info: Dat
     """Write `folder/<task>-<digest>`; the same pairs again are found there.
 
     Raises:
-        DataError: there is no pair.
+        DataError: there is no pair, or the student's prompt needs what a pair does not keep.
     """
+    if "tools" in template_fields(info.prompt):
+        raise DataError(
+            f"{info.task}: student.prompt = {info.prompt!r:.60}: pairs keep no tools: allowed: a prompt without {{tools}}"
+        )
     if not pairs:
         raise DataError(
             f"no pairs: nothing to prefer; left out: {dropped or 'nothing, the sources are empty'}"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from router.tool_calls import read
 from training import label_engine as engine
 from training import lora, memory, precision, servers, setup_check
 from training.config import FitConfig
@@ -21,6 +22,8 @@ from training.memory import GIB, Estimate
 from training.setup_check import AtStart, Overfit
 
 TIMED_ROWS = 16
+CALLS_READ = 50
+"""Rows whose calls are written and read once."""
 Tell = Callable[[str, int, int, float | None], None]
 """Hears what is done, how much of it, of how much, and the last loss."""
 
@@ -86,6 +89,7 @@ def preflight(
     cut = sum(row.was_cut for row in train) / max(1, len(train))
     eos = all(row.completion_ids[-1] == tokenizer.eos_token_id for row in train)
     refusals, warnings = _judge(dataset, train, held, cut, config, model)
+    refusals += _lost_calls(dataset, train, tokenizer)
     needed = _memory(model, train, held, config, refusals, warnings)
     warnings += _serving(config)
     is_prefix = all(_is_prefix(row, tokenizer) for row in train[:50])
@@ -187,13 +191,30 @@ def _judge(
     return refusals, warnings
 
 
+def _lost_calls(dataset: Dataset, train: Sequence[Encoded], tokenizer: Any) -> list[str]:
+    """A refusal where calls are not read back from the text that servers make of their tokens, special ones left out."""
+    if dataset.info.answer.get("kind") != "tool_call":
+        return []
+    for example, row in zip(dataset.of("train")[:CALLS_READ], train, strict=False):
+        text = tokenizer.decode(row.completion_ids, skip_special_tokens=True)
+        if read(text) != read(example.completion):
+            return [
+                f"row {example.id}: the call is not in the text that the tokenizer makes of its tokens: {text!r:.80}; allowed: "
+                "a base model whose tokenizer has <tool_call> as text, or as a token that is not special"
+            ]
+    return []
+
+
 def _judge_classes(info: DatasetInfo) -> tuple[list[str], list[str]]:
     """Refusals and warnings about classes; none where the answers have no classes."""
     refusals, warnings = list[str](), list[str]()
     classes = info.classes.get("train", {})
     everywhere = {name for split in info.classes.values() for name in split}
     missing = sorted(everywhere - set(classes))
-    if missing:
+    if missing and info.answer.get("kind") == "tool_call":
+        # What one request may call together has no end, so a combination may well be in one split alone.
+        warnings.append(f"no training row that calls {', '.join(missing)}, which other splits have")
+    elif missing:
         refusals.append(f"no training row of class {', '.join(missing)}, which other splits have")
     unseen = sorted(set(class_names(info.answer)) - everywhere) if classes else []
     if unseen:

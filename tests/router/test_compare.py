@@ -82,6 +82,11 @@ def test_tool_calls_agree_in_any_key_order_and_any_order_of_calls() -> None:
     assert compare(calls, said(None, a), said(None, a, a)).agree is False
     assert compare(calls, said("text"), said("text")).agree is True  # both called nothing
     assert not compare(calls, said(None, ToolCall("f", "{")), said(None, a)).student_form_ok
+    text = '<tool_call>{"name":"f","arguments":{"y":2,"x":1}}</tool_call>'
+    assert compare(calls, said(text), said(None, a)).agree is True
+    assert compare(calls, said("no tool helps"), said(None, a)).agree is False
+    assert compare(calls, said("no tool helps"), said("I cannot do that")).agree is True
+    assert not compare(calls, said(text[:30]), said(None, a)).student_form_ok
     empty = ToolCall("f", "")
     assert compare(calls, said(None, empty), said(None, ToolCall("f", "{}"))).agree is True
 

@@ -403,3 +403,70 @@ def test_a_record_survives_dump_and_load(start: Start) -> None:
     (record,) = live.records(settled=late)
     again = msgspec.json.decode(msgspec.json.encode(record), type=Record)
     assert again == record
+
+
+CALL_TEXT = '<tool_call>\n{"name":"look","arguments":{"at":1}}\n</tool_call>'
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "look", "parameters": {"properties": {"at": {"type": "integer"}}}},
+    }
+]
+CALLS = {"answer": {"kind": "tool_call"}, "guard": {"rules": ["schema", "not_empty"]}}
+
+
+def test_a_students_call_reaches_the_caller_as_a_call(start: Start, behaviour: Behaviour) -> None:
+    behaviour.student = CALL_TEXT
+    student = {
+        "backend": "students",
+        "adapter": "mail",
+        "version": 3,
+        "prompt": "{tools}\n{input}\n",
+    }
+    live = start("student", **CALLS, student=student)
+    choice = live.ask(tools=TOOLS).json()["choices"][0]
+    call = {"id": "call_0", "type": "function", "function": {"name": "look", "arguments": '{"at":1}'}}  # fmt: skip
+    assert choice["message"] == {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]}  # fmt: skip
+    assert choice["finish_reason"] == "tool_calls"
+    (record,) = live.records()
+    assert record.answers[0].tool_calls[0].name == "look"
+    sent = next(json.loads(body) for path, _, body in behaviour.seen if path == "/generate")
+    assert sent["inputs"] == f"{json.dumps(TOOLS[0]['function'], separators=(',', ':'))}\nhello\n"
+
+
+def test_a_streamed_call_is_whole_before_it_goes_out(start: Start, behaviour: Behaviour) -> None:
+    behaviour.student = CALL_TEXT
+    live = start("student", answer={"kind": "tool_call"}, guard={"stream": "pass"})
+    lines = live.ask(tools=TOOLS, stream=True).text.split("\n\n")
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    deltas = [e["choices"][0]["delta"] for e in events]
+    assert deltas[1]["tool_calls"][0]["function"] == {"name": "look", "arguments": '{"at":1}'}
+    assert (deltas[1]["tool_calls"][0]["index"], "content" in deltas[1]) == (0, False)
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        pytest.param(CALL_TEXT[:30], "guard schema", id="a call that is cut"),
+        pytest.param("[]", "guard not_empty", id="no call and no words"),
+    ],
+)
+def test_what_is_no_call_goes_to_the_teacher(
+    start: Start, behaviour: Behaviour, said: str, why: str
+) -> None:
+    behaviour.student = said
+    live = start("student", **CALLS)
+    message = live.ask(tools=TOOLS).json()["choices"][0]["message"]
+    assert message["tool_calls"][0]["id"] == "call_1"
+    (record,) = live.records()
+    assert why in record.reason
+
+
+def test_a_students_words_stay_words(start: Start, behaviour: Behaviour) -> None:
+    behaviour.student = "no tool helps"
+    live = start("dark_launch", **CALLS)
+    assert live.ask(tools=TOOLS).json()["choices"][0]["message"]["tool_calls"]
+    (record,) = live.records(settled=late)
+    assert record.comparison is not None
+    assert (record.comparison.agree, record.comparison.student_form_ok) == (False, True)

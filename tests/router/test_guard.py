@@ -48,6 +48,12 @@ def test_a_truncated_answer_fails_only_the_rule_for_it() -> None:
     assert failed(TEXT, ["not_empty"], "x", finish_reason="length") is None
 
 
+def test_a_call_that_is_none_fails_the_schema() -> None:
+    assert failed(CALL, ["schema"], '<tool_call>{"name":') == "schema"
+    assert failed(CALL, ["schema"], '<tool_call>{"name":"f","arguments":{"a":5}}</tool_call>') == "schema"  # fmt: skip
+    assert failed(CALL, ["schema"], "no tool helps") is None
+
+
 def test_a_tool_calls_arguments_are_held_to_the_schema() -> None:
     def calls(*arguments: str) -> dict[str, Any]:
         return {"tool_calls": tuple(ToolCall("f", a) for a in arguments)}

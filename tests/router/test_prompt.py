@@ -21,6 +21,15 @@ def test_every_field_is_filled_in() -> None:
     assert (shown, was_cut) == ("S|user: one\nassistant: two|three|{x}", False)
 
 
+def test_tools_are_a_line_each() -> None:
+    function = {"name": "look", "parameters": {"properties": {"at": {"enum": ["ü"]}}}}
+    tools = [{"type": "function", "function": function}, {"type": "other", "n": 1}]
+    shown, _ = render("{tools}\n{input}", CHAT, tools=tools)
+    look = '{"name":"look","parameters":{"properties":{"at":{"enum":["ü"]}}}}'
+    assert shown == f'{look}\n{{"type":"other","n":1}}\nthree'
+    assert render("{tools}{input}", CHAT) == ("three", False)
+
+
 def test_the_input_is_cut_before_the_template_is_laid_around_it() -> None:
     assert render("<{input}>", [{"role": "user", "content": "abcdef"}], 3) == ("<abc>", True)
     assert render("<{input}>", [{"role": "user", "content": "abc"}], 3) == ("<abc>", False)

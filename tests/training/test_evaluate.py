@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -307,13 +306,6 @@ def test_free_text_has_rouge_a_row_and_no_baselines(tmp_path: Path) -> None:
     files = evaluate_files.write(report, made, tmp_path / "out")
     first = json.loads(files["answers test"].read_text().splitlines()[0])["answers"]["student"]
     assert first["rouge"].keys() == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
-
-
-def test_tool_calls_are_refused(tmp_path: Path) -> None:
-    made = text_dataset(tmp_path / "d")
-    calls = Dataset(made.path, msgspec.structs.replace(made.info, answer={"kind": "tool_call"}), made.examples)  # fmt: skip
-    with pytest.raises(DataError, match="kind tool_call cannot be evaluated"):
-        evaluate.evaluate(calls, Guesser(3))
 
 
 def test_without_gold_the_teacher_is_the_reference(dataset: Dataset) -> None:

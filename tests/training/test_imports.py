@@ -86,15 +86,15 @@ def test_arrays_and_api_pages_are_read_like_lines(tmp_path: Path) -> None:
 
 
 def test_entries_that_are_no_rows_are_counted_by_reason(tmp_path: Path) -> None:
-    calls = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    silent = {"role": "assistant", "content": None}
     file = write(
         tmp_path / "rows.jsonl",
-        LANGFUSE, {**LANGFUSE, "type": "SPAN"}, {**LANGFUSE, "level": "ERROR"}, {**LANGFUSE, "output": calls},
+        LANGFUSE, {**LANGFUSE, "type": "SPAN"}, {**LANGFUSE, "level": "ERROR"}, {**LANGFUSE, "output": silent},
     )  # fmt: skip
     found = imports.read(file)
     assert len(found.rows) == 1
     assert found.skipped == {
-        "an observation of type SPAN": 1, "the call failed": 1, "the answer only calls tools": 1,
+        "an observation of type SPAN": 1, "the call failed": 1, "no answer text": 1,
     }  # fmt: skip
     lite = write(
         tmp_path / "l.jsonl",

@@ -27,9 +27,10 @@ def agree(spec: AnswerSpec, one: str, other: str) -> bool:
 
 def relabelled(example: Example, answer: str, spec: AnswerSpec) -> Example:
     """The row with another answer to learn, in canonical form, its hash with it."""
-    completion = canonical(answer, spec.model_dump(mode="json", by_alias=True))
+    tools = example.tools
+    completion = canonical(answer, spec.model_dump(mode="json", by_alias=True), tools)
     return msgspec.structs.replace(
-        example, completion=completion, sha256=sha256_of(example.messages, f"{key_of(example.messages)}{completion}")
+        example, completion=completion, sha256=sha256_of(example.messages, f"{key_of(example.messages)}{completion}", tools),
     )  # fmt: skip
 
 
