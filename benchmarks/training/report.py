@@ -1,6 +1,6 @@
 """The measured ways as a table. Rows a second are over all steps but the first, and over the whole run with what is done once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,14 +72,29 @@ class Level:
 
 def levels(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[Level]:
     """Each new low of the other way's curve against ours."""
-    mine, found, lowest = points(own), list[Level](), float("inf")
-    for point in points(other):
-        if point.loss >= lowest:
-            continue
-        lowest = point.loss
-        first = next((p for p in mine if p.loss <= lowest), None)
+    mine, found = points(own), list[Level]()
+    for point in lows(points(other)):
+        first = next((p for p in mine if p.loss <= point.loss), None)
         found.append(Level(point, first, first is not None and first is mine[0]))
     return found
+
+
+def lows(curve: Sequence[Point]) -> list[Point]:
+    """The points that are lower than all before them."""
+    found: list[Point] = []
+    for point in curve:
+        if not found or point.loss < found[-1].loss:
+            found.append(point)
+    return found
+
+
+def unreached(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[Point, float]]:
+    """Each new low of ours below all that the other way reached, and how many times our processor seconds it has spent."""
+    theirs = points(other)
+    if not theirs:
+        return []
+    lowest, spent = min(p.loss for p in theirs), theirs[-1].cpu_seconds
+    return [(p, spent / p.cpu_seconds) for p in lows(points(own)) if p.loss < lowest]
 
 
 def curves(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -99,6 +114,12 @@ def curves(results: Mapping[str, Mapping[str, Any]]) -> str:
             there = level.other
             lines.append(
                 f"| {there.loss:.3f} | {there.rows} | {there.cpu_seconds:.0f} | {mine} | {level.said} |"
+            )
+        for point, times in unreached(results["fit"], results[way]):
+            last = points(results[way])[-1]
+            lines.append(
+                f"| {point.loss:.3f} | not reached in {last.rows} | {last.cpu_seconds:.0f} | {point.rows} | {point.loss:.3f} "
+                f"| {point.cpu_seconds:.0f} | more than {times:.1f} |"
             )
     return "\n".join(lines)
 

@@ -47,6 +47,8 @@ def test_the_tables_have_a_row_a_level_and_the_ratio_at_the_lowest() -> None:
     page = report.curves(results)
     assert "| 3.000 | 8 | 50 | 16 | 2.000 | 20 | at least 2.5 |" in page
     assert "| 0.900 | 24 | 160 | 64 | 0.500 | 32 | 5.0 |" in page
+    assert "| 0.500 | not reached in 24 | 160 | 64 | 0.500 | 32 | more than 5.0 |" in page
+    assert "not reached in 24 | 160 | 32" not in page, "1.0 is above their lowest"
     last = report.table(results).splitlines()[-1]
     assert last.endswith("| 24: 0.900 | 5.0 |")
 
