@@ -20,6 +20,8 @@ _WIDTH = 16
 """fp32 numbers of the widest registers."""
 _MOST_WEIGHTS = 1 << 20
 """Attention weights that prompts attended together may have, over all heads: they should stay in the processor's own cache."""
+_MOST_SHORT = 9
+"""New tokens of a row that is attended with the single ones."""
 _MOST_PADDED = 1.25
 """Times their own tokens that prompts attended together may come to, the shorter ones filled up."""
 
@@ -39,9 +41,9 @@ class Slot:
         return self.stop - self.start
 
     @property
-    def is_single(self) -> bool:
-        """Whether it is one token after others: no prompt to speak of."""
-        return self.num_new == 1 and self.cached > 0
+    def is_short(self) -> bool:
+        """Whether it is a token after others, maybe with some guessed ones behind it: no prompt to speak of."""
+        return self.num_new <= _MOST_SHORT and self.cached > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +101,19 @@ class Attention:
         self._num_tokens = slots[-1].stop
         self._long: list[_Long] = []
         self._prompts: list[_Prompts] = []
-        for group in _groups([s for s in slots if not s.is_single], num_heads):
+        for group in _groups([s for s in slots if not s.is_short], num_heads):
             if _num_weights(group, num_heads) > _MOST_WEIGHTS:
                 self._long += [_long(s, cache.num_tokens) for s in group]
             else:
                 self._prompts.append(_prompts(group, cache.num_tokens, num_heads, num_kv_heads))
-        singles = sorted((s for s in slots if s.is_single), key=lambda s: s.row)
-        self._singles = (
-            _together(singles, self._num_tokens, cache.num_tokens, num_kv_heads)
-            if singles
-            else None
-        )
+        shorts = sorted((s for s in slots if s.is_short), key=lambda s: s.row)
+        self._singles = None
+        if any(s.num_new > 1 for s in shorts):
+            self._prompts.append(
+                _prompts(_without_gaps(shorts), cache.num_tokens, num_heads, num_kv_heads)
+            )
+        elif shorts:
+            self._singles = _together(shorts, self._num_tokens, cache.num_tokens, num_kv_heads)
 
     def __call__(
         self, q: torch.Tensor, key_values: torch.Tensor, layer: torch.Tensor
@@ -182,14 +186,20 @@ def _long(slot: Slot, room: int) -> _Long:
     )
 
 
+def _without_gaps(shorts: Sequence[Slot]) -> list[Slot]:
+    """The same with a slot of no tokens for each row of the cache between them, so that it is read as a view: a prompt's row among
+    them costs less than a copy of the others."""
+    by_row = {s.row: s for s in shorts}
+    return [by_row.get(row, Slot(row, 0, 0, 0)) for row in range(shorts[0].row, shorts[-1].row + 1)]
+
+
 def _prompts(group: Sequence[Slot], room: int, num_heads: int, num_kv_heads: int) -> _Prompts:
     group = sorted(group, key=lambda s: s.row)
     new = torch.tensor([s.num_new for s in group])
     most = int(new.max())
     steps = torch.arange(most)
-    filled = torch.minimum(
-        steps[None], new[:, None] - 1
-    )  # [b, m] a filling sees what the last token sees
+    # [b, m] a filling sees what the last token sees; a row of no tokens its cache's first, so that its softmax is over something
+    filled = torch.minimum(steps[None], new[:, None] - 1).clamp_(min=0)
     starts, cached = (torch.tensor([getattr(s, key) for s in group]) for key in ("start", "cached"))
     is_own = (steps[None] < new[:, None]).flatten()
     seen = _rounded(max(s.cached + s.num_new for s in group), room)

@@ -10,7 +10,7 @@ import typer
 from serving.adapters_cli import app as adapters_app
 from serving.errors import OperatorError
 from serving.quantities import seconds, size_bytes
-from serving.settings import Precision
+from serving.settings import DRAFT_TOKENS, Precision
 from serving.terminal import HomeOption, HostOption, console, fail, parsed
 
 app = typer.Typer(
@@ -95,6 +95,13 @@ def serve(
         typer.Option(help="Base model's weights; int8 takes less memory, answers may differ."),
     ] = "float32",
     max_batch: Annotated[int, typer.Option(min=1, help="Requests in one batch.")] = 32,
+    draft_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Tokens that a step guesses ahead and checks, over all its requests; answers stay the same. 0 guesses none.",
+        ),
+    ] = DRAFT_TOKENS,
     queue: Annotated[
         int, typer.Option(min=1, help="Requests that may wait; above it a 429.")
     ] = 256,
@@ -143,6 +150,7 @@ def serve(
         threads=threads,
         weights=weights,
         max_batch=max_batch,
+        draft_tokens=draft_tokens,
         queue=queue,
         max_total_tokens=max_total_tokens,
         adapter_memory_bytes=parsed(size_bytes, adapter_memory, "--adapter-memory"),

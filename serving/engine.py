@@ -4,6 +4,7 @@ Knows rows, tokens and caches; no queue, no thread, no HTTP. Adapters' weights c
 stays alive for the rows that began with it.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,18 +14,23 @@ import torch
 
 from serving.attention import Slot
 from serving.decoder import Decoder
+from serving.drafts import Drafts
 from serving.errors import GenerationFailed
 from serving.generation import Finished, FinishReason, Job, TokenOut
 from serving.grammar import Grammars, Matcher
 from serving.lora import Batches, Group, LoraWeights, Stacks, batches
 from serving.prefixes import Prefixes
 from serving.sampling import Choice, choose, choose_greedy, is_plain
-from serving.settings import Precision
+from serving.settings import DRAFT_TOKENS, Precision
 from serving.text import Detokenizer
 from serving.weights import Weights, of_model
 
 IDLE_CACHE_BYTES = 256 << 20
 """What the cache may keep while no row is under way; making it anew costs nothing beside the prompts that fill it."""
+
+
+MOST_DRAFTED = 8
+"""Tokens guessed ahead for one row: what lies further ahead is seldom right."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +50,10 @@ class Row:
     generated: list[int] = field(default_factory=list)
     cached: int = 0
     """Tokens in the cache."""
+    written: int = 0
+    """Tokens that its place in the cache has ever held: behind the cached ones lie drafts that were not taken."""
+    num_skipped: int = 0
+    """Generated tokens that took no step of their own."""
     first_token_at: float | None = None
     prefill: tuple[tuple[int, str, float | None], ...] = ()
 
@@ -83,7 +93,9 @@ class Engine:
         embedding: torch.Tensor | None = None,
         precision: Precision = "float32",
         prefix_bytes: int = 192 << 20,
+        draft_tokens: int = DRAFT_TOKENS,
     ) -> None:
+        """`draft_tokens` is how many a step may guess ahead, over all rows; 0 guesses none."""
         weights = model if isinstance(model, Weights) else of_model(model)
         self.decoder = Decoder(weights, embedding, precision)
         self.tokenizer = tokenizer
@@ -91,6 +103,8 @@ class Engine:
         self._stacks = Stacks()
         self._rows: list[Row] = []
         self._prefixes = Prefixes(prefix_bytes)
+        self._drafts = Drafts()
+        self._draft_tokens = draft_tokens
         self.grammars = Grammars(tokenizer, self.decoder.vocabulary)
         self._special = frozenset(tokenizer.all_special_ids)
         own = tokenizer.eos_token_id
@@ -141,7 +155,7 @@ class Engine:
             saved = self._prefixes.longest(row.adapter_id, row.job.prompt_ids)
         if saved is not None:
             self._cache.copy_in(number, saved.states)
-            row.cached = len(saved.ids)
+            row.cached = row.written = len(saved.ids)
         self._rows.append(row)
 
     def remove(self, row: Row) -> None:
@@ -150,9 +164,11 @@ class Engine:
         last = self._rows.pop()
         if last is not row:
             self._cache.move(len(self._rows), number, last.cached)
-            self._cache.clear(number, last.cached, row.cached)
-            self._rows[number] = last
-        self._cache.clear(len(self._rows), 0, last.cached)
+            self._cache.clear(number, last.cached, row.written)
+            self._cache.clear(len(self._rows), 0, last.written)
+            self._rows[number], last.written = last, last.cached
+        else:
+            self._cache.clear(len(self._rows), 0, last.written)
         if not self._rows:
             self._cache.shrink(IDLE_CACHE_BYTES)
 
@@ -168,54 +184,63 @@ class Engine:
         self._stacks.clear()
 
     def step(self) -> list[Emitted | Failed]:
-        """One forward pass over all rows, one token for each; rows that finished or failed are taken out."""
+        """One forward pass over all rows: a token for each, and more where what was guessed ahead turns out right.
+
+        A row's tokens come one after the other. Rows that finished or failed are taken out.
+        """
         order = sorted(range(len(self._rows)), key=lambda i: self._rows[i].adapter_id or "")
-        slots, adapters, ids, keep = self._layout(order)
+        drafts = [self._draft(self._rows[i]) for i in order]
+        slots, adapters, ids, keep = self._layout(order, drafts)
         self._cache.reserve(len(self._rows), max(s.cached + s.stop - s.start for s in slots))
         logits = self.decoder.step(
             torch.tensor(ids), slots, adapters, self._cache, torch.tensor(keep)
         )
         place = 0
-        last: list[int] = []
-        for i, slot in zip(order, slots, strict=True):
-            row, new = self._rows[i], slot.stop - slot.start
+        wanted: list[int] = []
+        for i, slot, draft in zip(order, slots, drafts, strict=True):
+            row, new = self._rows[i], slot.num_new - len(draft)
             if row.job.want_prompt_logprobs and not row.generated:
                 row.prefill = self._prompt_logprobs(row, logits[place : place + new])
-                place += new
-            else:
-                place += 1
-            last.append(place - 1)
+                place += new - 1
+            wanted += range(place, place + 1 + len(draft))
+            place = wanted[-1] + 1
             was_prompt = row.cached < len(row.job.prompt_ids)
             row.cached += new
+            row.written = max(row.written, row.cached + len(draft))
             if was_prompt:
                 self._prefixes.saw(row.adapter_id, row.job.prompt_ids, i, self._cache)
-        chosen = self._choose(
-            [self._rows[i] for i in order], logits if len(last) == len(logits) else logits[last]
+        rows = [self._rows[i] for i in order]
+        emitted = self._choose(
+            rows, drafts, logits if len(wanted) == len(logits) else logits[wanted]
         )
-        emitted = [
-            Failed(self._rows[i], choice)
-            if isinstance(choice, GenerationFailed)
-            else self._emit(self._rows[i], choice)
-            for i, choice in zip(order, chosen, strict=True)
-        ]
         for item in emitted:
             if isinstance(item, Failed) or item.finished is not None:
                 self.remove(item.row)
         return emitted
 
-    def _layout(self, order: Sequence[int]) -> tuple[list[Slot], Batches, list[int], list[int]]:
+    def _draft(self, row: Row) -> Sequence[int]:
+        """What the row may say after the tokens that it has, to be checked in the step that computes them."""
+        left = row.job.sampling.max_new_tokens - len(row.generated) - 1
+        most = min(left, MOST_DRAFTED, self._draft_tokens // len(self._rows))
+        if most <= 0:
+            return ()
+        return self._drafts.guess(row.adapter_id, row.generated, most)
+
+    def _layout(
+        self, order: Sequence[int], drafts: Sequence[Sequence[int]]
+    ) -> tuple[list[Slot], Batches, list[int], list[int]]:
         """The flat batch: where each row's new tokens are, which adapter they belong to, whose logits are wanted."""
         slots: list[Slot] = []
         groups: list[Group] = []
         ids: list[int] = []
         keep: list[int] = []
-        for i in order:
+        for i, draft in zip(order, drafts, strict=True):
             row = self._rows[i]
             start, num_kept = len(ids), len(keep)
-            ids += row.pending
+            ids += (*row.pending, *draft)
             slots.append(Slot(i, start, len(ids), row.cached))
             wants_all = row.job.want_prompt_logprobs and not row.generated
-            keep += range(start, len(ids)) if wants_all else [len(ids) - 1]
+            keep += range(start if wants_all else len(ids) - 1 - len(draft), len(ids))
             new, kept = len(ids) - start, len(keep) - num_kept
             if groups and groups[-1].weights is row.weights:
                 before = groups.pop()
@@ -223,22 +248,51 @@ class Engine:
             groups.append(Group(row.weights, new, kept))
         return slots, batches(groups, self._stacks), ids, keep
 
-    def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Choice | GenerationFailed]:
-        """Each row's next token, or why it has none: a row's scores are its own matter. `logits` are overwritten."""
-        own = {i: logits[i].clone() for i, row in enumerate(rows) if not _takes_best(row)}
-        chosen: list[Choice | GenerationFailed] = []
-        for i, (row, best) in enumerate(zip(rows, choose_greedy(logits), strict=True)):
-            if best is None:
-                chosen.append(GenerationFailed("the model's scores are not finite"))
-            else:
-                chosen.append(_chosen(row, own[i]) if i in own else best)
-        return chosen
+    def _choose(
+        self, rows: Sequence[Row], drafts: Sequence[Sequence[int]], logits: torch.Tensor
+    ) -> list[Emitted | Failed]:
+        """Each row's next tokens, or why it has none: a row's scores are its own matter. `logits` are overwritten.
 
-    def _emit(self, row: Row, choice: Choice) -> Emitted:
+        A guess is taken when it is the very token that the row chooses there, by whatever settings: what is
+        generated is what would be without guessing.
+
+        Args:
+            logits: for each row those after its last token and after each guess, one row after the other.
+        """
+        ends = list(itertools.accumulate(1 + len(draft) for draft in drafts))
+        own = {
+            i: logits[end - 1 - len(drafts[i]) : end].clone()
+            for i, (row, end) in enumerate(zip(rows, ends, strict=True))
+            if not _takes_best(row)
+        }
+        best = choose_greedy(logits)
+        emitted: list[Emitted | Failed] = []
+        for i, (row, draft, end) in enumerate(zip(rows, drafts, ends, strict=True)):
+            for number, guess in enumerate((*draft, None)):
+                choice = best[end - 1 - len(draft) + number]
+                if choice is None:
+                    emitted.append(
+                        Failed(row, GenerationFailed("the model's scores are not finite"))
+                    )
+                    break
+                chosen = _chosen(row, own[i][number]) if i in own else choice
+                if isinstance(chosen, GenerationFailed):
+                    emitted.append(Failed(row, chosen))
+                    break
+                said = self._emit(row, chosen, is_skipped=number > 0)
+                emitted.append(said)
+                if chosen.id != guess or said.finished is not None:
+                    break
+                row.cached += 1
+        return emitted
+
+    def _emit(self, row: Row, choice: Choice, *, is_skipped: bool) -> Emitted:
         now = time.perf_counter()
         if row.first_token_at is None:
             row.first_token_at = now
         row.generated.append(choice.id)
+        row.num_skipped += is_skipped
+        self._drafts.saw(row.adapter_id, row.generated)
         if row.matcher is not None:
             row.matcher.accept(choice.id)
         is_end = choice.id in self.eos_ids and not row.job.sampling.ignore_eos
@@ -253,6 +307,7 @@ class Engine:
             choice.logprob,
             is_end or choice.id in self._special,
             alternatives,
+            is_skipped,
         )
         reason = self._end(row, is_end)
         finished = self._finish(row, reason, now) if reason is not None else None
@@ -287,6 +342,7 @@ class Engine:
             inference_seconds=now - row.started_at,
             first_token_seconds=row.first_token_at - row.queued_at,
             prefill=row.prefill,
+            skipped_tokens=row.num_skipped,
             adapter_id=row.adapter_id,
         )
 

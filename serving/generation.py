@@ -64,6 +64,8 @@ class TokenOut:
     logprob: float
     special: bool = False
     alternatives: tuple[tuple[int, str, float], ...] = ()
+    skipped: bool = False
+    """It took no step of its own: it was guessed before, and the guess was right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Finished:
     inference_seconds: float
     first_token_seconds: float
     prefill: tuple[tuple[int, str, float | None], ...] = ()
+    skipped_tokens: int = 0
+    """Generated tokens that took no step of their own."""
     adapter_id: str | None = None
     """The adapter version that answered, such as `tickets/3`; None for the base model."""
 

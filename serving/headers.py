@@ -40,7 +40,7 @@ def timing(
         "x-compute-characters": prompt_characters,
         "x-prompt-tokens": ends[0].prompt_tokens,
         "x-generated-tokens": generated,
-        "x-skipped-tokens": 0,
+        "x-skipped-tokens": sum(end.skipped_tokens for end in ends),
         "x-total-tokens": ends[0].prompt_tokens + generated,
     }
     return {name: str(round(seconds * 1000)) for name, seconds in values.items()} | {

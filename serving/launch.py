@@ -59,6 +59,7 @@ def _worker(
         threads=settings.threads,
         weights=settings.weights,
         max_batch=settings.max_batch,
+        draft_tokens=settings.draft_tokens,
         queue=settings.queue,
         max_total_tokens=settings.max_total_tokens,
         adapter_memory_bytes=settings.adapter_memory_bytes,

@@ -261,6 +261,7 @@ class Batch:
     ) -> None:
         """`stacked` is used when all adapters have as many tokens."""
         self._weights, self._sizes = weights, list(sizes)
+        self._num_tokens = sum(sizes)
         self._base_tokens = sizes[0] if weights[0] is None else 0
         own = sizes[1:] if weights[0] is None else sizes
         self._num = len(own)
@@ -270,11 +271,13 @@ class Batch:
         """Add each adapter's LoRA to a projection's output, in place.
 
         Args:
-            out: [tokens, outputs], the base model's.
+            out: [tokens, outputs], the base model's; more rows than the batch has tokens are left alone.
             x: [tokens, inputs].
         """
         if not self._num:
             return
+        if len(x) > self._num_tokens:
+            out, x = out[: self._num_tokens], x[: self._num_tokens]
         if self._stacked is not None:
             pair = self._stacked[layer].get(projection)
             if pair is not None:

@@ -89,7 +89,9 @@ class ServingMetrics:
         )
 
         self.skipped = Summary(
-            "lorax_request_skipped_tokens", "Tokens by speculation: always 0.", registry=registry
+            "lorax_request_skipped_tokens",
+            "Tokens of a request that took no step of their own.",
+            registry=registry,
         )
         self._batches(registry)
 
@@ -144,9 +146,9 @@ class ServingMetrics:
         self.success.inc(adapter)
         self.duration.labels(adapter).observe(duration_seconds)
         self.first_token.labels(adapter).observe(first_token_seconds)
-        self.skipped.observe(0)
         for end in ends:
             self.generated_tokens.labels(adapter).observe(end.generated_tokens)
+            self.skipped.observe(end.skipped_tokens)
             self.queue.observe(end.queue_seconds)
             self.inference.observe(end.inference_seconds)
             self.per_token.observe(end.inference_seconds / max(1, end.generated_tokens))

@@ -234,7 +234,7 @@ def token(out: TokenOut) -> dict[str, Any]:
         "text": out.text,
         "logprob": logprob(out.logprob),
         "special": out.special,
-        "skipped": False,
+        "skipped": out.skipped,
     }
     if out.alternatives:
         body["alternative_tokens"] = [
@@ -267,7 +267,7 @@ def response(
     body: dict[str, Any] = {"generated_text": start + end.text}
     if p.wants_details:
         details = _sequence(end, tokens)
-        details |= {"prompt_tokens": end.prompt_tokens, "skipped_tokens": 0}
+        details |= {"prompt_tokens": end.prompt_tokens, "skipped_tokens": end.skipped_tokens}
         if len(sequences) > 1:
             details["best_of_sequences"] = [
                 {"generated_text": start + other.text, **_sequence(other, out)}

@@ -54,7 +54,11 @@ class Worker:
         self._settings = settings
         embedding = mapped(Path(base.path) / "model.safetensors", EMBEDDING)
         self._engine = Engine(
-            base.model, base.tokenizer, embedding=embedding, precision=settings.weights
+            base.model,
+            base.tokenizer,
+            embedding=embedding,
+            precision=settings.weights,
+            draft_tokens=settings.draft_tokens,
         )
         limit = self._engine.decoder.max_tokens
         total = min(settings.max_total_tokens or limit, limit)
@@ -180,7 +184,7 @@ class Worker:
             if len(self._waiting) >= self._settings.queue:
                 raise Overloaded()
             self._waiting.append(request)
-            self._returning.came()
+            self._returning.came(request.queued_at)
             self._wake.notify()
         return request
 

@@ -20,9 +20,9 @@ def test_as_many_are_waited_for_as_were_answered() -> None:
     assert waiting.seconds_left(0.0) == 0
     waiting.answered([10.0, 10.0], num_left=0, num_waiting=0, now=5.0)
     assert waiting.seconds_left(5.0) == pytest.approx(MOST_SECONDS)
-    waiting.came()
+    waiting.came(5.0)
     assert waiting.seconds_left(5.0) == pytest.approx(MOST_SECONDS)
-    waiting.came()
+    waiting.came(5.0)
     assert waiting.seconds_left(5.0) == 0
 
 
@@ -38,6 +38,43 @@ def test_nobody_is_made_to_wait_for_fewer(num_left: int, num_waiting: int) -> No
     waiting = Returning()
     waiting.answered([10.0, 10.0], num_left, num_waiting, now=5.0)
     assert waiting.seconds_left(5.0) == 0
+
+
+def in_a_loop(waiting: Returning, times: int, *, came_after: float) -> None:
+    """Callers that are answered two at a time, of four, and ask again so many seconds later."""
+    for number in range(times):
+        waiting.answered([10.0, 10.0], num_left=2, num_waiting=0, now=float(number))
+        for _ in range(2):
+            waiting.came(number + came_after)
+
+
+def test_rows_that_go_on_wait_for_callers_who_are_known_to_return() -> None:
+    waiting = Returning()
+    in_a_loop(waiting, 30, came_after=MOST_SECONDS / 2)
+    waiting.answered([10.0, 10.0], num_left=6, num_waiting=0, now=100.0)
+    assert waiting.seconds_left(100.0) == pytest.approx(MOST_SECONDS)
+    waiting.came(100.001)
+    waiting.came(100.002)
+    assert waiting.seconds_left(100.002) == 0
+
+
+@pytest.mark.parametrize("came_after", [MOST_SECONDS * 2, 0.5])
+def test_rows_that_go_on_do_not_wait_for_callers_who_come_late(came_after: float) -> None:
+    waiting = Returning()
+    in_a_loop(waiting, 30, came_after=came_after)
+    waiting.answered([10.0, 10.0], num_left=2, num_waiting=0, now=100.0)
+    assert waiting.seconds_left(100.0) == 0
+
+
+def test_some_waits_in_vain_end_the_waiting_of_rows_that_go_on() -> None:
+    waiting = Returning()
+    in_a_loop(waiting, 30, came_after=0.001)
+    waits = []
+    for number in range(100, 110):
+        waiting.answered([10.0], num_left=7, num_waiting=0, now=float(number))
+        waits.append(waiting.seconds_left(float(number)) > 0)  # nobody comes
+    assert waits == [True] * waits.index(False) + [False] * (10 - waits.index(False))
+    assert 1 <= waits.index(False) <= 6
 
 
 def test_a_step_without_an_end_waits_for_nobody() -> None:

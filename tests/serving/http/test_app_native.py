@@ -28,10 +28,32 @@ def events(text: str) -> list[dict[str, Any]]:
     return [json.loads(block.removeprefix("data: ")) for block in blocks]
 
 
+def _skipped_tokens(http: httpx.Client) -> float:
+    lines = http.get("/metrics").text.splitlines()
+    (line,) = (each for each in lines if each.startswith("lorax_request_skipped_tokens_sum "))
+    return float(line.split()[1])
+
+
+def _without_skips(answer: dict[str, Any]) -> dict[str, Any]:
+    details = {k: v for k, v in answer["details"].items() if k not in ("tokens", "skipped_tokens")}
+    tokens = [
+        (token["id"], token["text"], pytest.approx(token["logprob"], abs=1e-4), token["special"])
+        for token in answer["details"]["tokens"]
+    ]
+    return {**answer, "details": details, "tokens": tokens}
+
+
 def test_generate_is_an_object_and_the_root_a_list(server: Any, http: httpx.Client) -> None:
     one = http.post("/generate", json=body(details=True))
+    before = _skipped_tokens(http)
     listed = http.post("/", json=body(details=True))
-    assert listed.json() == [one.json()]
+    (again,) = listed.json()
+    # The same answer is guessed from the first one; nothing else differs.
+    skipped = [token["skipped"] for token in again["details"]["tokens"]]
+    assert again["details"]["skipped_tokens"] == skipped.count(True) > 0
+    assert listed.headers["x-skipped-tokens"] == str(skipped.count(True))
+    assert _skipped_tokens(http) == before + skipped.count(True)
+    assert _without_skips(again) == _without_skips(one.json())
     assert set(one.json()["details"]) == {
         "finish_reason", "prompt_tokens", "generated_tokens", "skipped_tokens", "seed", "prefill", "tokens",
     }  # fmt: skip
