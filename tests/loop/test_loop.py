@@ -25,6 +25,8 @@ from tests.tiny import tiny_model
 from tests.words import LABELS, sentence
 
 pytestmark = [
+    # Five processes and a run: a quarter of the quick tests' time. Each step has quick tests of its own.
+    pytest.mark.slow,
     # llguidance's torch part, evidently and peft use names that their own dependencies deprecate.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

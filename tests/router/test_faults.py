@@ -15,7 +15,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+import graduate
 from router.traffic import scan
 from tests.router.conftest import Behaviour, policy_text
 
@@ -203,11 +205,10 @@ def test_a_policy_is_checked_without_a_router(
     policy.write_text(policy_text(shared_upstream[0], "canary", canary={"steps": ["50%"]}))
     request.write_text(json.dumps({"model": "mail", "messages": []}))
     more = [str(request), "--user", "ada", "--draw", "0.1"] if command == ["explain"] else []
-    done = subprocess.run(
-        [sys.executable, "-m", "graduate", "router", *command, str(policy), *more, "--home", str(tmp_path), "--json"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(
+        graduate.app, ["router", *command, str(policy), *more, "--home", str(tmp_path), "--json"]
+    )
+    assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     if command == ["explain"]:
         assert (found["route"], found["backend"]) == (
