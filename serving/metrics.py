@@ -146,9 +146,9 @@ class ServingMetrics:
         self.success.inc(adapter)
         self.duration.labels(adapter).observe(duration_seconds)
         self.first_token.labels(adapter).observe(first_token_seconds)
+        self.skipped.observe(sum(end.skipped_tokens for end in ends))
         for end in ends:
             self.generated_tokens.labels(adapter).observe(end.generated_tokens)
-            self.skipped.observe(end.skipped_tokens)
             self.queue.observe(end.queue_seconds)
             self.inference.observe(end.inference_seconds)
             self.per_token.observe(end.inference_seconds / max(1, end.generated_tokens))

@@ -15,6 +15,19 @@ def test_growing_keeps_what_is_cached() -> None:
     assert bool((cache.layer(1)[:, 1, :, 10:] == 0.0).all())
 
 
+def test_one_row_that_is_a_token_longer_does_not_double_all() -> None:
+    cache = KeyValueCache(2, 3, 4)
+    cache.reserve(16, 128)
+    assert cache.num_tokens == 128
+    cache.reserve(16, 129)
+    assert cache.num_tokens == 192
+    cache.reserve(1, 1000)
+    cache.reserve(1, 1001)
+    assert cache.num_tokens == 1024
+    cache.reserve(1, 1025)
+    assert cache.num_tokens == 1280  # a long row is copied some times, not every 64 tokens
+
+
 def test_an_idle_cache_gives_back_what_is_more_than_it_may_keep() -> None:
     cache = KeyValueCache(2, 3, 4)
     cache.reserve(4, 128)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from serving.drafts import CONTEXT, MOST_TRUST, Drafts
 from serving.engine import MOST_DRAFTED, Emitted, Engine
 from serving.generation import Finished, Job, TokenOut
+from serving.launch import _worker
+from serving.settings import ServeSettings
 from serving.worker import Worker
 from tests.serving.place import WORDS, Place, job, whole
 
@@ -122,6 +125,27 @@ def test_answers_given_again_are_guessed_and_are_what_the_adapter_gives_alone(
         for key in ("skipped_tokens", "generated_tokens")
     )
     assert skipped > generated / 3
+
+
+def test_an_answer_that_is_nearly_always_the_same_takes_one_step(place: Place) -> None:
+    async def run() -> list[Finished]:
+        worker = place.worker()
+        await worker.start()
+        asked = job(place, "hello", "a1/1", 5, ignore_eos=True)
+        found = [(await whole(worker, asked))[1] for _ in range(5)]
+        await worker.stop()
+        return found
+
+    found = asyncio.run(run())
+    assert found[0].skipped_tokens == 0
+    assert [end.skipped_tokens for end in found[3:]] == [4, 4]
+    assert len({end.text for end in found}) == 1
+
+
+def test_the_servers_setting_reaches_the_engine(place: Place, tmp_path: Path) -> None:
+    settings = ServeSettings(str(place.root / "model"), "", tmp_path, draft_tokens=0)
+    _, worker = _worker(settings, place.registry, ())
+    assert worker._engine._draft_tokens == 0
 
 
 def exact(known: dict[tuple[str | None, int], list[int]]) -> Guess:

@@ -56,6 +56,15 @@ def test_an_answer_is_counted_under_loraxs_names_with_its_adapter() -> None:
     assert seen["lorax_request_generated_tokens_sum", adapter] == 4
 
 
+def test_skipped_tokens_are_counted_once_a_request() -> None:
+    metrics = ServingMetrics(CollectorRegistry())
+    one = Finished("x", "length", 5, 7, None, 0.0, 1.0, 0.5, skipped_tokens=3)
+    metrics.answered([one, one], 1.0, 0.5)
+    found = samples(metrics)
+    assert found["lorax_request_skipped_tokens_count", ()] == 1
+    assert found["lorax_request_skipped_tokens_sum", ()] == 6
+
+
 def test_failures_are_counted_by_reason_and_callers_make_no_series() -> None:
     metrics = ServingMetrics(CollectorRegistry())
     endings: list[tuple[str | None, BaseException]] = [
