@@ -13,11 +13,14 @@ ROWS = {
     2: (1, 9),
     3: (1, 1),
     4: (2, 4),
-    5: (5, 7),
-    6: (4, 6),
+    5: (15, 7),
+    6: (12, 6),
     7: (520, 0),
     8: (512, 9),
-    9: (5, 3),
+    9: (15, 3),
+    10: (14, 0),
+    11: (4, 12),
+    12: (9, 2),
 }
 """Cache row: its new tokens, and the tokens that it holds."""
 
@@ -31,9 +34,12 @@ ROWS = {
         pytest.param((2, 3), id="single tokens of the later rows"),
         pytest.param((0,), id="one single token"),
         pytest.param((1, 4), id="prompts of two lengths"),
-        pytest.param((5, 1, 6), id="prompts filled up, their rows apart"),
+        pytest.param((5, 10, 6), id="prompts filled up, their rows apart"),
         pytest.param((6, 5), id="prompts filled up, their rows side by side"),
         pytest.param((9, 6), id="prompts of which the first row is filled up"),
+        pytest.param((11, 12), id="guesses"),
+        pytest.param((12, 0, 4, 11), id="guesses and single tokens, their rows apart"),
+        pytest.param((11, 1, 4, 9), id="guesses, with prompts' rows among theirs"),
         pytest.param((8, 0, 7), id="prompts too long to be attended together"),
     ],
 )
